@@ -1,0 +1,36 @@
+# Every target but `setup` runs inside .venv, which `setup` makes.
+PYTHON ?= python3.11
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: setup demo test test-slow lint embedded clean
+
+setup: $(STAMP)
+
+# A machine with its own torch keeps it: torch is installed only where none can be imported.
+$(STAMP): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/pip install --quiet torch==2.13.0
+	$(BIN)/pip install --quiet --editable ".[dev]"
+	touch $(STAMP)
+
+demo: $(STAMP)
+	$(BIN)/selectron demo --output demo-output
+
+test: $(STAMP) lint
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -m slow
+
+lint: $(STAMP)
+	$(BIN)/ruff check src tests benchmarks recipes
+	$(BIN)/ruff format --check src tests benchmarks recipes
+	$(BIN)/mypy
+
+# Makes the embedded model and pool again from a list of SMILES (about an hour on 2 cores).
+embedded: $(STAMP)
+	$(BIN)/python recipes/embedded/make.py
+
+clean:
+	rm -rf .venv build dist demo-output
