@@ -1,0 +1,1 @@
+"""Feature maps: from a batch of structures to feature rows."""

@@ -1,0 +1,325 @@
+"""MACE models (mace-torch) as a potential: batched energies, forces, stress and node features."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+import io
+import pickle
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import mace  # noqa: F401  must come before e3nn: it makes e3nn 0.4.4 load under torch >= 2.6
+import torch
+from ase import Atoms
+from mace.modules.models import MACE
+from torch import Tensor
+
+from selectron.errors import SelectronError
+from selectron.potentials.base import Evaluation
+from selectron.potentials.fast_mace import recorded_copy
+from selectron.potentials.mace_modules import Composition, Gradient, RecordedLayer, Slot, Tape
+from selectron.structures.graphs import GraphBatch, collate
+
+CAPABILITIES = frozenset({"energy", "forces", "stress", "node-features", "parameter-gradients"})
+
+
+class MacePotential:
+    """A ``MACE`` or ``ScaleShiftMACE`` of any order L, one head of it.
+
+    Args:
+        model: the model as mace-torch saves it.
+        name: what to call it in outputs.
+        device: "cpu", "cuda", "cuda:1".
+        dtype: ``torch.float32`` or ``torch.float64``; parameters and buffers are converted.
+        head: which head's energy, for a model with several; may be left out where there is one, or one called Default.
+
+    Parameters are frozen: nothing here trains. Energies in eV, forces in eV/Å, stress in eV/Å³.
+    """
+
+    capabilities = CAPABILITIES
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        *,
+        name: str = "mace",
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        head: str | None = None,
+    ) -> None:
+        if not isinstance(model, MACE):
+            raise SelectronError(
+                f"{name} is not a MACE energy model but a {type(model).__name__}: selectron reads mace-torch models of "
+                "class MACE or ScaleShiftMACE."
+            )
+        self.name = name
+        self.device = usable_device(device)
+        self.dtype = dtype
+        self.heads: list[str] = list(getattr(model, "heads", None) or ["Default"])
+        self.head = _choose_head(self.heads, head, name)
+        self.model = model.to(device=self.device, dtype=dtype).eval().requires_grad_(False)
+        self.cutoff_A = float(model.r_max)
+        self.atomic_numbers: list[int] = [int(z) for z in model.atomic_numbers]
+        self.elements = frozenset(self.atomic_numbers)
+        self.fingerprint = model_fingerprint(self.model, self.head, dtype)
+        table = torch.full((max(self.atomic_numbers) + 1,), -1, dtype=torch.int64)
+        table[self.atomic_numbers] = torch.arange(len(self.atomic_numbers))
+        self._species_of_number = table.to(self.device)
+        self.fast_model, self._holder, self.layers, self.loose_parameters = recorded_copy(self.model)
+
+    def batch(self, structures: Sequence[Atoms]) -> GraphBatch:
+        """Graph of ``structures`` with the model's cutoff, on its device, in its dtype."""
+        return collate(structures, self.cutoff_A).to(self.device, self.dtype)
+
+    def species(self, batch: GraphBatch) -> Tensor:
+        """(N,) int64: index of each atom's element in the model; raises SelectronError for one it lacks."""
+        known = len(self._species_of_number)
+        index = torch.where(
+            batch.numbers < known, self._species_of_number[batch.numbers.clamp(max=known - 1)], batch.numbers.new_tensor(-1)
+        )
+        if bool((index < 0).any()):
+            from ase.data import chemical_symbols
+
+            missing = sorted({chemical_symbols[int(z)] for z in batch.numbers[index < 0]})
+            raise SelectronError(f"{self.name} does not know the element {', '.join(missing)}.")
+        return index
+
+    def inputs(self, batch: GraphBatch) -> dict[str, Tensor]:
+        """The dictionary that mace-torch models take."""
+        one_hot = torch.nn.functional.one_hot(self.species(batch), len(self.atomic_numbers)).to(self.dtype)
+        ptr = torch.zeros(batch.n_structures + 1, dtype=torch.int64, device=self.device)
+        ptr[1:] = torch.cumsum(batch.counts, 0)
+        return {
+            "positions": batch.positions.detach().clone(),
+            "node_attrs": one_hot,
+            "edge_index": batch.edge_index,
+            "shifts": batch.shifts,
+            "unit_shifts": batch.unit_shifts,
+            "cell": batch.cell.reshape(-1, 3),
+            "batch": batch.system_idx,
+            "ptr": ptr,
+            "head": torch.full((batch.n_structures,), self.heads.index(self.head), device=self.device),
+        }
+
+    def evaluate(
+        self, batch: GraphBatch, *, forces: bool = True, stress: bool = False, node_features: bool = False
+    ) -> Evaluation:
+        """Energies (B,), forces (N, 3), stress (B, 3, 3), invariant node features of all layers (N, C)."""
+        if batch.n_structures == 0:
+            return _empty(self, forces, stress, node_features)
+        needs_gradient = forces or stress
+        self.compose(batch)
+        with torch.enable_grad() if needs_gradient else torch.no_grad():
+            out = self.fast_model(self.inputs(batch), compute_force=forces, compute_stress=stress)
+        return Evaluation(
+            energies=out["energy"].detach(),
+            forces=out["forces"].detach() if forces else None,
+            stress=_stress(out["stress"], batch) if stress else None,
+            node_features=self.invariants(out["node_feats"].detach()) if node_features else None,
+        )
+
+    def compose(self, batch: GraphBatch) -> None:
+        """Tells the exchanged layers what the batch consists of; comes before each call of ``fast_model``."""
+        self._holder.current = Composition(self.species(batch), batch.system_idx, batch.counts, batch.edge_counts)
+
+    def parameter_gradients(self, batch: GraphBatch, parameters: frozenset[str] | None = None) -> Iterator[Gradient]:
+        """∂E_b/∂θ of each structure b, from one forward and one backward pass of the whole batch.
+
+        Args:
+            batch: the structures.
+            parameters: names of the parameters that θ consists of; None for all of the model.
+
+        Yields one :class:`Gradient` a matrix of parameters. Parameters that no exchanged layer owns (few, scalars as a
+        rule) come from one more backward pass a structure.
+        """
+        if batch.n_structures == 0:
+            return
+        layers = [layer for layer in self.layers if _touches(layer, parameters)]
+        loose = [n for n in self.loose_parameters if parameters is None or n in parameters]
+        weights = [self.fast_model.get_parameter(name) for name in loose]
+        self.compose(batch)
+        with torch.enable_grad(), Tape(layers) as tape:
+            for weight in weights:
+                weight.requires_grad_(True)
+            try:
+                energies = self.fast_model(self.inputs(batch), compute_force=False)["energy"]
+                per_structure = self._loose_gradients(energies, weights) if weights else []
+            finally:
+                for weight in weights:
+                    weight.requires_grad_(False)
+            gradients = torch.autograd.grad(energies.sum(), [record.output for record in tape.records])
+        every = torch.arange(batch.n_structures, device=self.device)
+        for name, weight, values in zip(loose, weights, per_structure, strict=True):
+            slot = Slot(name, 0, weight.numel(), 1, weight.numel())
+            yield Gradient(slot, None, values.reshape(batch.n_structures, 1, -1), None, every)
+        for record, gradient in zip(tape.records, gradients, strict=True):
+            yield from (
+                part
+                for part in record.layer.gradients(record, gradient)
+                if parameters is None or part.slot.parameter in parameters
+            )
+
+    def _loose_gradients(self, energies: Tensor, weights: list[Tensor]) -> list[Tensor]:
+        rows: list[list[Tensor]] = [[] for _ in weights]
+        for energy in energies:
+            found = torch.autograd.grad(energy, weights, retain_graph=True, allow_unused=True)
+            for row, weight, gradient in zip(rows, weights, found, strict=True):
+                row.append(torch.zeros_like(weight) if gradient is None else gradient)
+        return [torch.stack(row) for row in rows]
+
+    def invariants(self, node_feats: Tensor) -> Tensor:
+        """(N, C): the l = 0 channels of every layer's node features, layer after layer."""
+        parts, start = [], 0
+        for product in self.model.products:
+            irreps = product.linear.irreps_out
+            scalars = [slice(start + s.start, start + s.stop) for s, mul_ir in zip(irreps.slices(), irreps, strict=True) if mul_ir.ir.l == 0]
+            parts += [node_feats[:, s] for s in scalars]
+            start += irreps.dim
+        return torch.cat(parts, dim=1)
+
+    @property
+    def feature_dim(self) -> int:
+        """C, number of invariant node features over all layers."""
+        return sum(mul_ir.mul for p in self.model.products for mul_ir in p.linear.irreps_out if mul_ir.ir.l == 0)
+
+    def randomly_initialised(self, seed: int) -> MacePotential:
+        """The same architecture with parameters drawn anew, as mace-torch draws them: the papers' control."""
+        model = copy.deepcopy(self.model)
+        reinitialise(model, seed)
+        return MacePotential(
+            model, name=f"{self.name} (random, seed {seed})", device=self.device, dtype=self.dtype, head=self.head
+        )
+
+
+def _touches(layer: RecordedLayer, parameters: frozenset[str] | None) -> bool:
+    own = (f"{layer.name}.{name}" for name, _ in layer.named_parameters())
+    return parameters is None or any(name in parameters for name in own)
+
+
+def _choose_head(heads: list[str], head: str | None, name: str) -> str:
+    if head is not None:
+        if head not in heads:
+            raise SelectronError(f"{name} has no head {head!r}; it has {', '.join(heads)}.")
+        return head
+    if len(heads) == 1:
+        return heads[0]
+    default = [h for h in heads if h.lower() == "default"]
+    if default:
+        return default[0]
+    raise SelectronError(f"{name} has the heads {', '.join(heads)}: choose one with --head.")
+
+
+def _stress(stress: Tensor, batch: GraphBatch) -> Tensor:
+    """Stress where all three directions are periodic, NaN elsewhere, where a volume means nothing."""
+    bulk = batch.pbc.all(dim=1)
+    return torch.where(bulk[:, None, None], stress.detach(), torch.full_like(stress, float("nan")))
+
+
+def _empty(potential: MacePotential, forces: bool, stress: bool, node_features: bool) -> Evaluation:
+    def zeros(*shape: int) -> Tensor:
+        return torch.zeros(*shape, dtype=potential.dtype, device=potential.device)
+
+    return Evaluation(
+        zeros(0),
+        zeros(0, 3) if forces else None,
+        zeros(0, 3, 3) if stress else None,
+        zeros(0, potential.feature_dim) if node_features else None,
+    )
+
+
+def usable_device(device: torch.device | str) -> torch.device:
+    """The device, or a sentence where this machine lacks it."""
+    try:
+        wanted = torch.device(device)
+    except RuntimeError:
+        raise SelectronError(f"{device!r} is no device; say cpu, cuda or cuda:N.") from None
+    if wanted.type == "cuda" and not torch.cuda.is_available():
+        raise SelectronError("This machine has no CUDA device that PyTorch can use; say --device cpu.")
+    if wanted.type not in {"cpu", "cuda"}:
+        raise SelectronError(f"{device!r} is no device selectron runs on; say cpu or cuda.")
+    return wanted
+
+
+def model_fingerprint(model: torch.nn.Module, head: str, dtype: torch.dtype) -> str:
+    """32 hex characters over the architecture, all parameters and buffers, head and dtype."""
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(f"{type(model).__name__}|{head}|{dtype}".encode())
+    for key, value in sorted(model.state_dict().items()):
+        data = value.detach().to("cpu").contiguous()
+        digest.update(f"{key}|{tuple(data.shape)}".encode())
+        digest.update(data.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def load_mace(path: str | Path) -> torch.nn.Module:
+    """The model in a mace-torch ``.model`` file.
+
+    The file is a pickle and can run code when it is opened: open only files whose origin you trust.
+    """
+    path = Path(path)
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise SelectronError(f"Cannot read the model {path}: {error.strerror}.") from None
+    refusal = SelectronError(f"{path} is not a mace-torch model file: torch.load cannot read it as a model.")
+    try:
+        with _default_dtype_kept(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model = torch.load(io.BytesIO(content), map_location="cpu", weights_only=False)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, ImportError, AttributeError, OSError) as error:
+        raise refusal from error
+    if not isinstance(model, torch.nn.Module):
+        raise SelectronError(
+            f"{path} holds a {type(model).__name__}, not a model; mace-torch saves a whole model in a .model file."
+        )
+    return model
+
+
+@contextlib.contextmanager
+def _default_dtype_kept() -> Iterator[None]:
+    before = torch.get_default_dtype()
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def reinitialise(model: torch.nn.Module, seed: int) -> None:
+    """Draws every parameter anew, in place, from the distribution that mace-torch 0.3.16 initialises it with.
+
+    e3nn linear maps, tensor products and radial layers: standard normal; symmetric contractions: normal with
+    standard deviation 1 / number of paths; ``torch.nn`` layers: their own ``reset_parameters``; what is left, a normal
+    with the trained parameter's own root mean square.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal_like(parameter: Tensor, scale: float) -> Tensor:
+        draw = torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * scale
+        return draw.to(parameter.device, parameter.dtype)
+
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        done: set[int] = set()
+        for module in model.modules():
+            own: list[Any] = list(module.parameters(recurse=False))
+            if not own:
+                continue
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+            elif type(module).__name__ == "Contraction" and module.weights_max.dim() == 3:
+                for weight in [module.weights_max, *module.weights]:
+                    if bool(weight.any()):
+                        weight.copy_(normal_like(weight, 1.0 / weight.shape[1]))
+                    done.add(id(weight))
+            else:
+                for parameter in own:
+                    if id(parameter) in done:
+                        continue
+                    known = type(module).__name__ in {"Linear", "FullyConnectedTensorProduct", "_Layer"}
+                    scale = 1.0 if known else float(parameter.double().square().mean().sqrt())
+                    parameter.copy_(normal_like(parameter, scale))
+            done.update(id(parameter) for parameter in own)
