@@ -1,0 +1,27 @@
+"""Fixtures that every test may use."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(os.environ.get("SELECTRON_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+
+
+def _folder(name: str) -> Path:
+    folder = SHARED / name
+    if not folder.is_dir():
+        pytest.skip(f"needs the folder {folder} with real {name} (set SELECTRON_SHARED to the folder that holds it)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder of real structures with reference energies and forces; skips the test where it is absent."""
+    return _folder("data")
+
+
+@pytest.fixture(scope="session")
+def shared_models() -> Path:
+    """Folder of pretrained MACE models; skips the test where it is absent."""
+    return _folder("models")
