@@ -17,10 +17,11 @@ from selectron.structures.atomic import atomic_output
 def write_extxyz(path: str | Path, structures: Iterable[Atoms]) -> int:
     """Write ``structures`` one after the other to ``path`` and say how many there were.
 
-    Energies and forces of a calculator that is up to date, ``info``, per-atom arrays and the constraints that extended
-    XYZ knows (fixed atoms, fixed Cartesian components) are kept; positions have eight decimals. A name that ends in
-    ``.gz`` is compressed, with the same bytes for the same structures. The file appears when the last structure is
-    written (:func:`~selectron.structures.atomic_output`), and only one structure is held at a time.
+    Results of a calculator are kept when they belong to the structure as it is (and win over ``info`` of the same
+    name), and so are ``info``, per-atom arrays and the constraints that extended XYZ knows (fixed atoms, fixed
+    Cartesian components); positions have eight decimals. A name that ends in ``.gz`` is compressed, with the same
+    bytes for the same structures. The file appears when the last structure is written
+    (:func:`~selectron.structures.atomic_output`), and only one structure is held at a time.
 
     Raises:
         SelectronError: the folder is missing or not writable, or the disk is full.
@@ -39,10 +40,21 @@ def write_extxyz(path: str | Path, structures: Iterable[Atoms]) -> int:
 def _write(stream: IO[Any], structures: Iterable[Atoms]) -> int:
     count = 0
     for atoms in structures:
-        columns = None
-        if atoms.constraints:
-            own = [name for name in atoms.arrays if name not in ("numbers", "positions", "species", "pos")]
-            columns = ["symbols", "positions", *own, "move_mask"]
-        write_xyz(stream, [atoms], columns=columns)
+        calc = atoms.calc
+        current = calc is not None and not calc.check_state(atoms)
+        write_xyz(stream, [_without_twins(atoms) if current else atoms], write_results=current)
         count += 1
     return count
+
+
+def _without_twins(atoms: Atoms) -> Atoms:
+    """``atoms`` without the ``info`` and arrays that the calculator holds too, which would be written twice."""
+    twins = atoms.calc.results.keys() & (atoms.info.keys() | atoms.arrays.keys())
+    if not twins:
+        return atoms
+    other = atoms.copy()
+    other.info = {key: value for key, value in atoms.info.items() if key not in twins}
+    for key in twins & atoms.arrays.keys():
+        del other.arrays[key]
+    other.calc = atoms.calc
+    return other
