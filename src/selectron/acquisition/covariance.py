@@ -11,6 +11,8 @@ from torch import Tensor
 from ..rows import Rows
 from .posterior import Posterior
 
+CHUNK_ROWS = 4096
+
 
 class Bucket(NamedTuple):
     """Structures with the same number of rows m.
@@ -18,15 +20,29 @@ class Bucket(NamedTuple):
     | field      | shape             | meaning                                                            |
     |------------|-------------------|--------------------------------------------------------------------|
     | structures | (s,) int64        | their positions among the candidates                               |
-    | rows       | (s, m, D) float64 | their whitened rows, a view of `RowCovariances.rows`               |
+    | start      | int               | where their rows begin among the columns of `RowCovariances.rows`  |
     | covariance | (s, m, m) float64 | K = Z M Zᵀ, the posterior covariance of the rows                   |
     | reduction  | (s, m, m) or None | N = Z M C M Zᵀ, from which the drop in the pool's variance follows |
     """
 
     structures: Tensor
-    rows: Tensor
+    start: int
     covariance: Tensor
     reduction: Tensor | None
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of each structure, m."""
+        return int(self.covariance.shape[1])
+
+    @property
+    def end(self) -> int:
+        """Where their rows end."""
+        return self.start + self.structures.numel() * self.n_rows
+
+    def columns(self, place: int) -> slice:
+        """Where the rows of the structure at ``place`` lie."""
+        return slice(self.start + place * self.n_rows, self.start + (place + 1) * self.n_rows)
 
 
 class RowCovariances:
@@ -34,7 +50,7 @@ class RowCovariances:
 
     | symbol | shape  | meaning                                                                                |
     |--------|--------|----------------------------------------------------------------------------------------|
-    | Z      | (R, D) | rows whitened by the training posterior, z = L⁻¹ φ with Λ = L Lᵀ                       |
+    | Z      | (R, D) | rows whitened by the training posterior, z = L⁻¹ φ with Λ = L Lᵀ; `rows` holds Zᵀ      |
     | M      | (D, D) | posterior covariance in these coordinates: the identity, then conditioned on the batch |
     | C      | (D, D) | L⁻¹ G L⁻ᵀ, the second moment of the pool                                               |
     | W      | (D, D) | M C M                                                                                  |
@@ -56,16 +72,26 @@ class RowCovariances:
         self.rows = posterior.whiten(candidates.take(order).values)
         self.inner = torch.eye(posterior.dim, dtype=torch.float64, device=self.rows.device)
         self.outer = None if second_moment is None else whiten_moment(second_moment, posterior.factor)
-        buckets = []
+        buckets: list[Bucket] = []
         start = 0
         members = torch.split(order, lengths.tolist())
         for m, structures in zip(sizes.tolist(), members, strict=True):
-            end = start + m * structures.numel()
-            rows = self.rows[start:end].view(structures.numel(), m, -1)
-            reduction = None if self.outer is None else _row_products(_apply(rows, self.outer), rows)
-            buckets.append(Bucket(structures, rows, _row_products(rows, rows), reduction))
-            start = end
+            buckets.append(self._new_bucket(structures, start, m))
+            start = buckets[-1].end
         self._set_buckets(buckets, candidates.n_structures)
+
+    def _new_bucket(self, structures: Tensor, start: int, m: int) -> Bucket:
+        count = structures.numel()
+        covariance = torch.zeros(count, m, m, dtype=torch.float64, device=self.rows.device)
+        reduction = None if self.outer is None else torch.zeros_like(covariance)
+        at_once = max(1, CHUNK_ROWS // max(m, 1))
+        for first in range(0, count if m else 0, at_once):
+            last = min(first + at_once, count)
+            columns = self.rows[:, start + first * m : start + last * m]
+            covariance[first:last] = _row_products(columns, columns, last - first)
+            if reduction is not None and self.outer is not None:
+                reduction[first:last] = _row_products(self.outer @ columns, columns, last - first)
+        return Bucket(structures, start, covariance, reduction)
 
     def restricted(self, structures: Tensor) -> RowCovariances:
         """The same for the candidates ``structures`` only, which are numbered in that order from then on."""
@@ -74,12 +100,16 @@ class RowCovariances:
         out.inner = self.inner.clone()
         out.outer = None if self.outer is None else self.outer.clone()
         picked: list[Bucket] = []
+        columns: list[Tensor] = []
+        start = 0
         for number, bucket in enumerate(self.buckets):
             new = torch.nonzero(self._bucket[structures] == number)[:, 0]
             place = self._place[structures[new]]
             reduction = None if bucket.reduction is None else bucket.reduction[place]
-            picked.append(Bucket(new, bucket.rows[place], bucket.covariance[place], reduction))
-        out.rows = torch.cat([bucket.rows.flatten(0, 1) for bucket in picked])
+            picked.append(Bucket(new, start, bucket.covariance[place], reduction))
+            columns += [self.rows[:, bucket.columns(int(p))] for p in place]
+            start = picked[-1].end
+        out.rows = torch.cat(columns, 1)
         out._set_buckets(picked, structures.numel())
         return out
 
@@ -102,34 +132,40 @@ class RowCovariances:
 
     def _shift(self, pick: int, sign: float) -> None:
         bucket, place = self.buckets[int(self._bucket[pick])], int(self._place[pick])
-        own = bucket.rows[place]
-        s = sign * self.noise_variance * _eye(own) + bucket.covariance[place]
-        v = self.inner @ own.T
-        y = torch.linalg.solve(s, v, left=False)
+        own = self.rows[:, bucket.columns(place)].contiguous()
+        s = sign * self.noise_variance * self._eye(bucket.n_rows) + bucket.covariance[place]
+        inverse = 1.0 / s if bucket.n_rows == 1 else torch.linalg.inv(s)
+        v = self.inner @ own
+        y = v @ inverse
         b_all = _times(self.rows, v)
-        y_all = torch.linalg.solve(s, b_all, left=False) if own.shape[0] > 1 else b_all / s
+        y_all = _times_small(b_all, inverse)
         self.inner.addmm_(y, v.T, alpha=-1.0)
         h_all = None
         if self.outer is not None and bucket.reduction is not None:
             reduction = bucket.reduction[place].clone()
-            u = self.outer @ own.T
+            u = self.outer @ own
             h = u - 0.5 * y @ reduction
-            h_all = _times(self.rows, u) - 0.5 * y_all @ reduction
+            h_all = _times(self.rows, u) - _times_small(y_all, 0.5 * reduction)
             self.outer.addmm_(torch.cat([y, h], 1), torch.cat([h, y], 1).T, alpha=-1.0)
         self._shift_blocks(b_all, y_all, h_all)
 
     def _shift_blocks(self, b_all: Tensor, y_all: Tensor, h_all: Tensor | None) -> None:
-        """K_x ← K_x − Y_x B_xᵀ and N_x ← N_x − Y_x H_xᵀ − H_x Y_xᵀ for every candidate; arguments are (R, m_p)."""
-        start = 0
+        """K_x ← K_x − Y_x B_xᵀ and N_x ← N_x − Y_x H_xᵀ − H_x Y_xᵀ for every candidate; arguments are (m_p, R)."""
         for bucket in self.buckets:
-            count, m, _ = bucket.rows.shape
-            end = start + count * m
-            y = y_all[start:end].view(count, m, -1)
-            bucket.covariance.sub_(_row_products(y, b_all[start:end].view(count, m, -1)))
+            if not bucket.covariance.numel():
+                continue
+            count, columns = bucket.structures.numel(), slice(bucket.start, bucket.end)
+            bucket.covariance.sub_(_row_products(y_all[:, columns], b_all[:, columns], count))
             if bucket.reduction is not None and h_all is not None:
-                crossed = _row_products(y, h_all[start:end].view(count, m, -1))
-                bucket.reduction.sub_(crossed + crossed.mT)
-            start = end
+                crossed = _row_products(y_all[:, columns], h_all[:, columns], count)
+                bucket.reduction.sub_(crossed).sub_(crossed.mT)
+
+    @property
+    def variances(self) -> Tensor | None:
+        """(n,) K_x where every candidate has a single row, else None."""
+        if len(self.buckets) != 1 or self.buckets[0].n_rows != 1:
+            return None
+        return self.buckets[0].covariance[:, 0, 0]
 
     def log_determinants(self) -> Tensor:
         """(n,) log det(I + K_x / σ²), twice the information that the labels of x carry about the weights, in nats."""
@@ -144,22 +180,27 @@ class RowCovariances:
         return self._each(self._loss)
 
     def _log_determinant(self, bucket: Bucket) -> Tensor:
-        if bucket.rows.shape[1] == 1:
+        if bucket.n_rows == 1:
             return torch.log1p(bucket.covariance[:, 0, 0].clamp(min=0.0) / self.noise_variance)
-        factor = torch.linalg.cholesky_ex(_eye(bucket.rows) + bucket.covariance / self.noise_variance)[0]
+        factor = torch.linalg.cholesky_ex(self._eye(bucket.n_rows) + bucket.covariance / self.noise_variance)[0]
         return 2.0 * factor.diagonal(dim1=1, dim2=2).log().sum(1)
 
     def _gain(self, bucket: Bucket) -> Tensor:
         assert bucket.reduction is not None
-        if bucket.rows.shape[1] == 1:
+        if bucket.n_rows == 1:
             return (bucket.reduction / (self.noise_variance + bucket.covariance.clamp(min=0.0)))[:, 0, 0]
-        factor = torch.linalg.cholesky_ex(self.noise_variance * _eye(bucket.rows) + bucket.covariance)[0]
+        factor = torch.linalg.cholesky_ex(self.noise_variance * self._eye(bucket.n_rows) + bucket.covariance)[0]
         return torch.cholesky_solve(bucket.reduction, factor).diagonal(dim1=1, dim2=2).sum(1)
 
     def _loss(self, bucket: Bucket) -> Tensor:
         assert bucket.reduction is not None
-        noise = self.noise_variance * _eye(bucket.rows)
-        return torch.linalg.solve(noise - bucket.covariance, bucket.reduction).diagonal(dim1=1, dim2=2).sum(1)
+        left = self.noise_variance * self._eye(bucket.n_rows) - bucket.covariance
+        if bucket.n_rows == 1:
+            return (bucket.reduction / left)[:, 0, 0]
+        return torch.linalg.solve(left, bucket.reduction).diagonal(dim1=1, dim2=2).sum(1)
+
+    def _eye(self, m: int) -> Tensor:
+        return torch.eye(m, dtype=torch.float64, device=self.rows.device)
 
     def _each(self, value: Callable[[Bucket], Tensor]) -> Tensor:
         out = torch.zeros(self.n, dtype=torch.float64, device=self.rows.device)
@@ -176,22 +217,19 @@ def whiten_moment(moment: Tensor, factor: Tensor) -> Tensor:
     return 0.5 * (whitened + whitened.T)
 
 
-def _eye(rows: Tensor) -> Tensor:
-    """(m, m) identity for rows (..., m, D)."""
-    return torch.eye(rows.shape[-2], dtype=rows.dtype, device=rows.device)
-
-
-def _apply(rows: Tensor, matrix: Tensor) -> Tensor:
-    return (rows.flatten(0, 1) @ matrix).view_as(rows)
-
-
 def _times(rows: Tensor, columns: Tensor) -> Tensor:
-    """rows (R, D) @ columns (D, m), by the route that a CPU is fastest at: both are bound by memory."""
-    if columns.shape[1] == 1:
-        return (rows @ columns[:, 0])[:, None]
-    return (columns.T @ rows.T).T.contiguous()
+    """(m, R) columnsᵀ rows for rows (D, R) and columns (D, m)."""
+    return (columns[:, 0] @ rows)[None] if columns.shape[1] == 1 else columns.T @ rows
 
 
-def _row_products(left: Tensor, right: Tensor) -> Tensor:
-    """(s, m, m) left_x right_xᵀ for (s, m, q) arguments."""
-    return (left * right).sum(2, keepdim=True) if left.shape[1] == 1 else left @ right.mT
+def _times_small(products: Tensor, matrix: Tensor) -> Tensor:
+    """(m, R) matrix products for a symmetric (m, m) matrix and products (m, R)."""
+    return products * matrix if matrix.numel() == 1 else matrix @ products
+
+
+def _row_products(left: Tensor, right: Tensor, count: int) -> Tensor:
+    """(count, m, m) left_xᵀ right_x for (q, count · m) arguments, the m columns of one structure after another's."""
+    if left.shape[1] == count:
+        return (left * right).sum(0)[:, None, None]
+    m = left.shape[1] // count
+    return torch.einsum("qsi,qsj->sij", left.reshape(-1, count, m), right.reshape(-1, count, m))

@@ -1,4 +1,4 @@
-"""Squared distances from picked structures to all candidates, several columns to a pass over memory."""
+"""Squared distances from training structures and picks to all candidates."""
 
 from __future__ import annotations
 
@@ -7,52 +7,67 @@ from torch import Tensor
 
 from .problem import Problem
 
-COLUMNS_AT_ONCE = 16
+CENTRES_AT_ONCE = 64
+# |fl(x·y) − x·y| ≤ D u ‖x‖ ‖y‖ for a sum of D products in float32, u = 2⁻²⁴, in whatever order; doubled for
+# rounding the input.
+FLOAT32_UNIT = 2.0**-23
 
 
-class SquaredDistances:
-    """Columns ‖x_i − x_p‖² over all candidates i, float64, for picks p and for the training set.
+class NearestCentre:
+    """For every candidate the squared distance to the nearest centre, (n,) float64, and which centre that is.
 
-    ‖x‖² + ‖y‖² − 2 x·y of vectors from which the candidates' mean has been taken: the common mean of activation
-    features, which would cancel in the difference, is gone first, and what rounding leaves (about 1e-15 of the
-    squared spread) is clamped at 0. One product of the (n, q) matrix with a vector is bound by memory, with 16
-    vectors it hardly takes longer; so `column` computes those that the selector deems likely to be picked next
-    along with the one asked for, and keeps them.
+    Centres are the training structures in their order, then the picks; a tie goes to the earlier one. Distances are
+    ‖x‖² + ‖y‖² − 2 x·y in float64, of vectors from which the candidates' mean has been taken: the large common mean
+    of activation features, which would cancel in the difference, is gone first, and what rounding leaves (about
+    1e-15 of the squared spread) is clamped at 0. To save memory traffic the pass over all candidates for a new
+    centre is made in float32, with a bound on its rounding; only candidates for which it cannot rule out a change
+    are computed again, in float64. The result is that of float64 throughout.
     """
 
     def __init__(self, problem: Problem) -> None:
         vectors = problem.vectors.to(torch.float64)
-        self.norms = vectors.square().sum(1)
         mean = vectors.mean(0)
+        self.norms = vectors.square().sum(1)
         self.points = vectors - mean
         self.train = problem.train_vectors.to(torch.float64) - mean
         self.squares = self.points.square().sum(1)
-        self._kept: dict[int, Tensor] = {}
-
-    def column(self, pick: int, likely: Tensor) -> Tensor:
-        """(n,) squared distances to candidate ``pick``; ``likely`` are candidates worth computing in the same pass."""
-        if pick not in self._kept:
-            picks = [pick, *(i for i in likely.tolist() if i != pick)]
-            block = self.block(self.points[picks])
-            self._kept = {index: block[row] for row, index in enumerate(picks)}
-        column = self._kept.pop(pick)
-        column[pick] = 0.0
-        return column
-
-    def nearest_training(self) -> tuple[Tensor, Tensor]:
-        """Squared distance (n,) to the nearest training structure and its index (n,), the first of equals."""
-        best = torch.full_like(self.squares, float("inf"))
-        index = torch.zeros(self.squares.numel(), dtype=torch.int64, device=best.device)
-        for start in range(0, self.train.shape[0], 64):
-            block = self.block(self.train[start : start + 64])
+        self.distance = torch.full_like(self.squares, float("inf"))
+        self.centre = torch.zeros(self.squares.numel(), dtype=torch.int64, device=self.squares.device)
+        self.n_centres = int(self.train.shape[0])
+        for start in range(0, self.n_centres, CENTRES_AT_ONCE):
+            block = squared_distances(self.train[start : start + CENTRES_AT_ONCE], self.points, self.squares)
             nearest = torch.argmin(block, dim=0)
             distance = block.gather(0, nearest[None])[0]
-            closer = distance < best
-            best = torch.where(closer, distance, best)
-            index = torch.where(closer, nearest + start, index)
-        return best, index
+            self.centre = torch.where(distance < self.distance, nearest + start, self.centre)
+            self.distance = torch.minimum(self.distance, distance)
+        self._coarse = self.points.T.to(torch.float32).contiguous()
+        self._slack = FLOAT32_UNIT * self.points.shape[1]
 
-    def block(self, centres: Tensor) -> Tensor:
-        """(c, n) squared distances of all candidates to the centres (c, q)."""
-        products = centres @ self.points.T
-        return products.mul_(-2.0).add_(self.squares).add_(centres.square().sum(1)[:, None]).clamp_(min=0.0)
+    def add(self, pick: int) -> None:
+        """Candidate ``pick`` becomes a centre."""
+        if self.n_centres == 0:
+            changed = torch.arange(self.squares.numel(), device=self.squares.device)
+        else:
+            changed = torch.nonzero(self._lower_bound(pick) < self.distance)[:, 0]
+        distance = squared_distances(self.points[pick][None], self.points[changed], self.squares[changed])[0]
+        closer = distance < self.distance[changed]
+        changed = changed[closer]
+        self.distance[changed] = distance[closer]
+        self.centre[changed] = self.n_centres
+        self.distance[pick] = 0.0
+        self.n_centres += 1
+
+    def _lower_bound(self, pick: int) -> Tensor:
+        """(n,) numbers that the squared distances to ``pick`` are not below."""
+        products = (self.points[pick].to(torch.float32) @ self._coarse).to(torch.float64)
+        return (
+            products.mul_(-2.0)
+            .add_(self.squares, alpha=1.0 - self._slack)
+            .add_((1.0 - self._slack) * self.squares[pick])
+        )
+
+
+def squared_distances(centres: Tensor, points: Tensor, squares: Tensor) -> Tensor:
+    """(c, n) squared distances of centres (c, q) and points (n, q), whose squared norms are ``squares`` (n,)."""
+    products = centres @ points.T
+    return products.mul_(-2.0).add_(squares).add_(centres.square().sum(1)[:, None]).clamp_(min=0.0)

@@ -31,20 +31,22 @@ def duplicate_groups(vectors: Tensor, tolerance: float = DEFAULT_TOLERANCE) -> T
     window = norms * (tolerance * min(1.0, PROJECTION_MARGIN / q**0.5))
     # Rounding of the projections themselves must not hide an exact duplicate.
     window = window + 1e-13 * norms
-    alive = torch.argsort(projections[:, 0], stable=True)
+    widest = window.max()
+    sorted_along = projections[:, 0].contiguous()
+    alive = torch.argsort(sorted_along, stable=True)
     offset = 1
     while offset < alive.numel():
         first, second = alive[:-offset], alive[offset:]
         reach = torch.maximum(window[first], window[second])
-        inside = (projections[second, 0] - projections[first, 0]) <= reach
-        if not bool(inside.any()):
-            # The window of a longer vector may still reach over shorter ones in between.
-            if bool((projections[second, 0] - projections[first, 0] > window.max()).all()):
-                break
-            offset += 1
-            continue
-        close = inside & ((projections[second] - projections[first]).abs() <= reach[:, None]).all(1)
-        position = torch.nonzero(close)[:, 0]
+        gap = sorted_along[second] - sorted_along[first]
+        inside = gap <= reach
+        # Ends when not even the widest window reaches further; a longer vector's may reach over shorter ones in
+        # between.
+        if bool((gap > widest).all()):
+            break
+        position = torch.nonzero(inside)[:, 0]
+        apart = (projections[second[position]] - projections[first[position]]).abs()
+        position = position[(apart <= reach[position, None]).all(1)]
         position = position[_same(vectors, norms, alive[position], alive[position + offset], tolerance)]
         if position.numel() == 0:
             offset += 1

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from .distances import COLUMNS_AT_ONCE, SquaredDistances
+from .distances import NearestCentre
 from .greedy import Selection, greedy
 from .problem import Problem
 
@@ -18,22 +17,15 @@ class FarthestPoint:
     """
 
     def __init__(self, problem: Problem) -> None:
-        self.distances = SquaredDistances(problem)
-        self.nearest, _ = self.distances.nearest_training()
-        self.has_centre = self.distances.train.shape[0] > 0
-        self._last = self.distances.norms
+        self.nearest = NearestCentre(problem)
 
     def score(self, available: Tensor) -> Tensor:
         """(n,) squared distances to the nearest centre."""
-        self._last = torch.where(available, self.nearest if self.has_centre else self.distances.norms, 0.0)
-        return self._last
+        return self.nearest.distance if self.nearest.n_centres else self.nearest.norms
 
     def update(self, pick: int) -> None:
         """The pick is one more centre."""
-        count = min(COLUMNS_AT_ONCE, self._last.numel())
-        column = self.distances.column(pick, torch.topk(self._last, count).indices)
-        self.nearest = torch.minimum(self.nearest, column)
-        self.has_centre = True
+        self.nearest.add(pick)
 
 
 def select_fps(problem: Problem, budget: int) -> Selection:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .distances import COLUMNS_AT_ONCE, SquaredDistances
-from .greedy import NEVER, Selection, greedy
+from .distances import CENTRES_AT_ONCE, squared_distances
+from .greedy import Selection, greedy
 from .problem import Problem
 
 MEAN_SAMPLE = 4096
@@ -23,36 +23,33 @@ class Herding:
     """
 
     def __init__(self, problem: Problem) -> None:
-        self.distances = SquaredDistances(problem)
+        vectors = problem.vectors.to(torch.float64)
+        mean = vectors.mean(0)
+        self.points = vectors - mean
+        self.squares = self.points.square().sum(1)
         generator = torch.Generator().manual_seed(problem.seed)
-        points = self.distances.points
-        self.bandwidth_squared = median_squared_distance(_sample(points, BANDWIDTH_SAMPLE, generator))
-        sample = _sample(points, MEAN_SAMPLE, generator)
+        self.bandwidth_squared = median_squared_distance(_sample(self.points, BANDWIDTH_SAMPLE, generator))
+        sample = _sample(self.points, MEAN_SAMPLE, generator)
+        train = problem.train_vectors.to(torch.float64) - mean
         self.pool_mean = self._kernel_sum(sample) / sample.shape[0]
-        self.chosen_sum = self._kernel_sum(self.distances.train)
-        self.n_chosen = self.distances.train.shape[0]
-        self._last = self.pool_mean
+        self.chosen_sum = self._kernel_sum(train)
+        self.n_chosen = int(train.shape[0])
 
     def score(self, available: Tensor) -> Tensor:
         """(n,) by how much more the pool is near a candidate than the chosen points are."""
-        scores = self.pool_mean - self.chosen_sum / (self.n_chosen + 1)
-        self._last = torch.where(available, scores, NEVER)
-        return scores
+        return self.pool_mean - self.chosen_sum / (self.n_chosen + 1)
 
     def update(self, pick: int) -> None:
         """The pick is one more chosen point."""
-        likely = torch.topk(self._last, min(COLUMNS_AT_ONCE, self._last.numel())).indices
-        self.chosen_sum = self.chosen_sum + self._kernel(self.distances.column(pick, likely))
+        self.chosen_sum += self._kernel_sum(self.points[pick][None])
         self.n_chosen += 1
-
-    def _kernel(self, squared_distances: Tensor) -> Tensor:
-        return torch.exp(squared_distances * (-0.5 / self.bandwidth_squared))
 
     def _kernel_sum(self, centres: Tensor) -> Tensor:
         """(n,) Σ_c k(x_c, x) over centres (c, q)."""
-        total = torch.zeros_like(self.distances.squares)
-        for start in range(0, centres.shape[0], 64):
-            total += self._kernel(self.distances.block(centres[start : start + 64])).sum(0)
+        total = torch.zeros_like(self.squares)
+        for start in range(0, centres.shape[0], CENTRES_AT_ONCE):
+            block = squared_distances(centres[start : start + CENTRES_AT_ONCE], self.points, self.squares)
+            total += torch.exp_(block.mul_(-0.5 / self.bandwidth_squared)).sum(0)
         return total
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .distances import SquaredDistances
+from .distances import NearestCentre
 from .greedy import Selection, greedy, selection
 from .problem import Problem
 
@@ -20,24 +20,21 @@ class SquaredDistanceSampling:
     """
 
     def __init__(self, problem: Problem) -> None:
-        self.distances = SquaredDistances(problem)
-        self.nearest, _ = self.distances.nearest_training()
-        self.has_centre = self.distances.train.shape[0] > 0
+        self.nearest = NearestCentre(problem)
         self.generator = torch.Generator().manual_seed(problem.seed)
         self.drawn: list[Tensor] = []
 
     def score(self, available: Tensor) -> Tensor:
         """(n,) d_i² / E_i, the highest of which wins the race."""
-        race = torch.empty(self.nearest.numel(), dtype=torch.float64).exponential_(generator=self.generator)
-        weights = self.nearest if self.has_centre else torch.ones_like(self.nearest)
+        race = torch.empty(self.nearest.distance.numel(), dtype=torch.float64).exponential_(generator=self.generator)
+        weights = self.nearest.distance if self.nearest.n_centres else torch.ones_like(self.nearest.distance)
         return weights / race.to(weights.device)
 
     def update(self, pick: int) -> None:
         """The pick is one more centre."""
-        self.drawn.append(self.nearest[pick] if self.has_centre else self.distances.norms[pick])
-        column = self.distances.column(pick, torch.zeros(0, dtype=torch.int64))
-        self.nearest = torch.minimum(self.nearest, column)
-        self.has_centre = True
+        distance = self.nearest.distance if self.nearest.n_centres else self.nearest.norms
+        self.drawn.append(distance[pick].clone())
+        self.nearest.add(pick)
 
 
 def select_kmeans_plus_plus(problem: Problem, budget: int) -> Selection:

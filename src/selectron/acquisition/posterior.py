@@ -82,13 +82,14 @@ class Posterior:
         self._factor = None
 
     def whiten(self, values: Tensor) -> Tensor:
-        """(R, D) float64: rows z = L⁻¹ φ with Λ = L Lᵀ, so that z·z' is the posterior covariance of two rows."""
-        factor = self.factor
-        parts = [
-            torch.linalg.solve_triangular(factor, chunk.T, upper=False).T
-            for chunk in float64_chunks(values, factor.device, self.moment.chunk_rows)
-        ]
-        return torch.cat(parts).contiguous() if parts else torch.zeros(0, self.dim).to(factor)
+        """(D, R) float64: columns z = L⁻¹ φ with Λ = L Lᵀ, so that z·z' is the posterior covariance of two rows."""
+        out = torch.empty(self.dim, values.shape[0], dtype=torch.float64, device=self.factor.device)
+        start = 0
+        for chunk in float64_chunks(values, out.device, self.moment.chunk_rows):
+            end = start + chunk.shape[0]
+            out[:, start:end] = torch.linalg.solve_triangular(self.factor, chunk.T, upper=False)
+            start = end
+        return out
 
     def variance(self, rows: Rows, *, per: Literal["structure", "row"] = "structure") -> Tensor:
         """Posterior variances without the noise, float64: (n,) s²(x) = tr(Φ Λ⁻¹ Φᵀ), or (R,) φ Λ⁻¹ φᵀ of every row."""
