@@ -6,7 +6,16 @@ from ase import Atoms
 from ase.build import bulk, fcc111, graphene, molecule
 from ase.neighborlist import neighbor_list
 
-from selectron.structures import Checks, Pool, UnreadableFrame
+from selectron.structures import (
+    Checks,
+    Pool,
+    Quarantine,
+    Source,
+    UnreadableFrame,
+    read_quarantine,
+    usable_chunks,
+    write_extxyz,
+)
 from selectron.structures.checks import closest_pair
 
 
@@ -138,3 +147,23 @@ def test_large_molecule_takes_the_tree():
     assert Checks().check(atoms) is None
     atoms.positions[500] = atoms.positions[17] + 0.1
     assert "H17 and H500" in Checks().check(atoms)
+
+
+def test_bad_structures_are_on_record_and_the_rest_goes_on(tmp_path):
+    frames = [molecule("H2O") for _ in range(9)]
+    frames[1].numbers[0] = 79
+    frames[6].positions[1] = frames[6].positions[0]
+    frames[8].positions[0, 0] = np.nan
+    write_extxyz(tmp_path / "a.xyz", frames[:4])
+    write_extxyz(tmp_path / "b.xyz", frames[4:])
+    text = (tmp_path / "a.xyz").read_text()
+    (tmp_path / "a.xyz").write_text(text[: text.rindex("H ")] + "H 0.0 zero 0.0 \n")
+    pool = Pool.open([tmp_path / "a.xyz", tmp_path / "b.xyz"])
+    with Quarantine(tmp_path / "quarantine.csv") as quarantine:
+        chunks = list(usable_chunks(pool, Checks(elements=frozenset({1, 8})), quarantine, 2))
+    assert [[index for index, _ in chunk] for chunk in chunks] == [[0, 2], [4, 5], [7]]
+    a, b = str(tmp_path / "a.xyz"), str(tmp_path / "b.xyz")
+    entries = dict(read_quarantine(tmp_path / "quarantine.csv"))
+    assert list(entries) == [Source(a, 1), Source(a, 3), Source(b, 2), Source(b, 4)]
+    for (_, reason), word in zip(entries.items(), ("Au", "zero", "0.000 Å", "not finite"), strict=True):
+        assert word in reason

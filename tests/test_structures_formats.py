@@ -29,6 +29,7 @@ def mixed() -> list[Atoms]:
     frames = [molecule("CH3OH"), fcc111("Cu", (2, 2, 3), vacuum=6.0), bulk("NaCl", "rocksalt", a=5.6), molecule("H2O")]
     for atoms in frames:
         atoms.rattle(0.05, rng=rng)
+        atoms.info = {}
         atoms.calc = SinglePointCalculator(atoms, energy=rng.normal(), forces=rng.normal(size=(len(atoms), 3)))
     return frames
 
@@ -243,6 +244,15 @@ def test_globs_order_and_files_named_twice(tmp_path):
     assert len(twice) == 2
     assert len(twice.warnings) == 1
     assert twice.source(-1) == Source(str(tmp_path / "b.xyz"), 0)
+
+
+def test_words_for_the_pools_of_the_package(tmp_path, monkeypatch):
+    from selectron import embedded
+
+    for word, name in {"embedded": "pool_path", "embedded-train": "train_path"}.items():
+        write_extxyz(tmp_path / f"{word}.xyz", [molecule("H2O")])
+        monkeypatch.setattr(embedded, name, lambda word=word: tmp_path / f"{word}.xyz")
+        assert Pool.open([word]).source(0).path == str(tmp_path / f"{word}.xyz")
 
 
 def test_truncated_to_nothing(tmp_path):

@@ -188,6 +188,22 @@ def test_one_bad_frame_in_the_middle_costs_only_itself(tmp_path, change, lost, r
         pool[2]
 
 
+def test_random_damage_costs_the_frames_it_touches(tmp_path):
+    rng = np.random.default_rng(3)
+    count = 8
+    write_extxyz(tmp_path / "whole.xyz", [labelled(seed, "H2O") for seed in range(count)])
+    whole = (tmp_path / "whole.xyz").read_bytes()
+    for _ in range(150):
+        content = bytearray(whole)
+        at = int(rng.integers(2, len(content)))
+        new = rng.integers(9, 127, rng.integers(0, 4)).astype(np.uint8).tobytes()
+        content[at : at + int(rng.integers(0, 60))] = new
+        (tmp_path / "bad.xyz").write_bytes(content)
+        entries = [entry for chunk in Pool.open([tmp_path / "bad.xyz"]).chunks(5) for _, entry in chunk]
+        whole_tags = {str(entry.info.get("tag")) for entry in entries if isinstance(entry, Atoms)}
+        assert len(whole_tags & {str(seed) for seed in range(count)}) >= count - 2, (at, new)
+
+
 def test_not_xyz_at_all(tmp_path):
     for name, content in {"a.xyz": b"hello\nworld\n", "b.xyz": b"", "c.xyz": b"\n\n", "d.xyz.gz": b"3\n\n"}.items():
         (tmp_path / name).write_bytes(content)

@@ -6,6 +6,7 @@ from selectron.structures.hashing import structure_hash
 from selectron.structures.pool import Pool
 from selectron.structures.quarantine import Quarantine, read_quarantine
 from selectron.structures.reader import Reader, Source, UnreadableFrame
+from selectron.structures.screening import usable_chunks
 from selectron.structures.writing import write_extxyz
 
 __all__ = [
@@ -18,5 +19,6 @@ __all__ = [
     "atomic_output",
     "read_quarantine",
     "structure_hash",
+    "usable_chunks",
     "write_extxyz",
 ]

@@ -23,8 +23,9 @@ def atoms_of_row(row: AtomsRow) -> Atoms:
     """The structure of a database row; its key-value pairs, and its data when that is a dictionary, go to ``info``."""
     atoms: Atoms = row.toatoms()
     atoms.info.update(row.key_value_pairs)
-    if isinstance(row.data, dict):
-        atoms.info.update(row.data)
+    data = row.data
+    if isinstance(data, dict):
+        atoms.info.update(data)
     return atoms
 
 

@@ -29,6 +29,7 @@ from ase.units import Hartree
 from selectron.errors import SelectronError
 from selectron.structures.reader import UnreadableFrame
 
+_END_POINTS = ("product", "reactant", "transition_state")  # groups of Transition1x inside a block
 _SLAB = 64  # conformations read at once, since neighbours are usually wanted next
 
 
@@ -135,10 +136,14 @@ class Hdf5Reader:
 
 def _blocks(group: h5py.Group) -> Iterator[tuple[str, _Layout, int]]:
     """Name, layout and number of conformations of every block in ``group`` and below."""
-    if "atomic_numbers" in group:
-        for layout in (_TRANSITION1X, _ANI1X):
-            if layout.positions in group:
-                yield group.name, layout, group[layout.positions].shape[0]
-    for name in group:
-        if group.get(name, getclass=True) is h5py.Group:
+    if "atomic_numbers" not in group:
+        for name in group:
+            if group.get(name, getclass=True) is h5py.Group:
+                yield from _blocks(group[name])
+        return
+    for layout in (_TRANSITION1X, _ANI1X):
+        if layout.positions in group:
+            yield group.name, layout, group[layout.positions].shape[0]
+    for name in _END_POINTS:
+        if name in group:
             yield from _blocks(group[name])

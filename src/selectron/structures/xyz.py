@@ -20,6 +20,8 @@ from selectron.structures.xyz_index import Ending, cache_folder, frame_index
 _IN_MEMORY_BYTES = 32 << 20
 _COPY_BYTES = 1 << 20
 
+_Plain = bytes | IO[bytes] | tempfile.SpooledTemporaryFile[bytes]
+
 
 class XyzReader:
     """Frames of an extended XYZ file (or plain XYZ), parsed by ASE one at a time.
@@ -32,7 +34,7 @@ class XyzReader:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.warnings: list[str] = []
-        self._plain: IO[bytes] | tempfile.SpooledTemporaryFile[bytes] | None = None
+        self._plain: _Plain | None = None
         if path.suffix == ".gz":
             with open(path, "rb") as stream:
                 if stream.read(2) != b"\x1f\x8b":
@@ -62,20 +64,20 @@ class XyzReader:
     def close(self) -> None:
         """Let go of the file, and of its decompressed copy."""
         plain, self._plain = self._plain, None
-        if plain is not None:
+        if plain is not None and not isinstance(plain, bytes):
             plain.close()
 
     def _read(self, start: int, stop: int) -> bytes:
         if self._plain is None:
             packed = self.path.suffix == ".gz"
             self._plain = _decompressed(self.path) if packed else open(self.path, "rb", buffering=0)  # noqa: SIM115
-        if isinstance(self._plain, io.FileIO):
-            return os.pread(self._plain.fileno(), stop - start, start)
-        self._plain.seek(start)
-        return self._plain.read(stop - start)
+        if isinstance(self._plain, bytes):
+            return self._plain[start:stop]
+        return os.pread(self._plain.fileno(), stop - start, start)  # no position that threads or forks could share
 
 
-def _decompressed(path: Path) -> tempfile.SpooledTemporaryFile[bytes]:
+def _decompressed(path: Path) -> _Plain:
+    """All bytes when they are few, else an open temporary file with them."""
     folder = os.fspath(cache_folder()) if "SELECTRON_CACHE" in os.environ else None
     if folder is not None:
         os.makedirs(folder, exist_ok=True)
@@ -84,6 +86,10 @@ def _decompressed(path: Path) -> tempfile.SpooledTemporaryFile[bytes]:
         with GzipStream(path) as packed:
             while piece := packed.read(_COPY_BYTES):
                 plain.write(piece)
+        if plain.tell() <= _IN_MEMORY_BYTES:
+            plain.seek(0)
+            return plain.read()
+        plain.flush()
     except OSError as error:
         plain.close()
         raise SelectronError(
