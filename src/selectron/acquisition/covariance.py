@@ -146,7 +146,7 @@ class RowCovariances:
             u = self.outer @ own
             h = u - 0.5 * y @ reduction
             h_all = _times(self.rows, u) - _times_small(y_all, 0.5 * reduction)
-            self.outer.addmm_(torch.cat([y, h], 1), torch.cat([h, y], 1).T, alpha=-1.0)
+            self.outer.addmm_(y, h.T, alpha=-1.0).addmm_(h, y.T, alpha=-1.0)
         self._shift_blocks(b_all, y_all, h_all)
 
     def _shift_blocks(self, b_all: Tensor, y_all: Tensor, h_all: Tensor | None) -> None:
@@ -206,7 +206,7 @@ class RowCovariances:
         out = torch.zeros(self.n, dtype=torch.float64, device=self.rows.device)
         for bucket in self.buckets:
             if bucket.covariance.numel():
-                out[bucket.structures] = value(bucket)
+                out.index_copy_(0, bucket.structures, value(bucket))
         return out
 
 

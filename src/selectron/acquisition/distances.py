@@ -27,21 +27,17 @@ class NearestCentre:
     def __init__(self, problem: Problem) -> None:
         vectors = problem.vectors.to(torch.float64)
         mean = vectors.mean(0)
-        self.norms = vectors.square().sum(1)
+        self.norms = squared_norms(vectors)
         self.points = vectors - mean
-        self.train = problem.train_vectors.to(torch.float64) - mean
-        self.squares = self.points.square().sum(1)
+        self.squares = squared_norms(self.points)
         self.distance = torch.full_like(self.squares, float("inf"))
         self.centre = torch.zeros(self.squares.numel(), dtype=torch.int64, device=self.squares.device)
-        self.n_centres = int(self.train.shape[0])
-        for start in range(0, self.n_centres, CENTRES_AT_ONCE):
-            block = squared_distances(self.train[start : start + CENTRES_AT_ONCE], self.points, self.squares)
-            nearest = torch.argmin(block, dim=0)
-            distance = block.gather(0, nearest[None])[0]
-            self.centre = torch.where(distance < self.distance, nearest + start, self.centre)
-            self.distance = torch.minimum(self.distance, distance)
-        self._coarse = self.points.T.to(torch.float32).contiguous()
+        self._coarse = self.points.to(torch.float32).T.contiguous()
         self._slack = FLOAT32_UNIT * self.points.shape[1]
+        self.n_centres = 0
+        if problem.train_vectors.shape[0]:
+            for train in torch.split(problem.train_vectors.to(torch.float64) - mean, CENTRES_AT_ONCE):
+                self._add_training(train)
 
     def add(self, pick: int) -> None:
         """Candidate ``pick`` becomes a centre."""
@@ -49,13 +45,24 @@ class NearestCentre:
             changed = torch.arange(self.squares.numel(), device=self.squares.device)
         else:
             changed = torch.nonzero(self._lower_bound(pick) < self.distance)[:, 0]
-        distance = squared_distances(self.points[pick][None], self.points[changed], self.squares[changed])[0]
-        closer = distance < self.distance[changed]
-        changed = changed[closer]
-        self.distance[changed] = distance[closer]
-        self.centre[changed] = self.n_centres
+        points, squares = self.points.index_select(0, changed), self.squares.index_select(0, changed)
+        distance = squared_distances(self.points[pick][None], points, squares)[0]
+        closer = distance < self.distance.index_select(0, changed)
+        changed = changed.masked_select(closer)
+        self.distance.index_copy_(0, changed, distance.masked_select(closer))
+        self.centre.index_fill_(0, changed, self.n_centres)
         self.distance[pick] = 0.0
         self.n_centres += 1
+
+    def _add_training(self, train: Tensor) -> None:
+        """Training vectors (c, q) become centres; ‖x‖² is the same for all of them and left out of the comparison."""
+        offset = 0.5 * squared_norms(train)
+        block = torch.addmm(offset[:, None], train, self.points.T, alpha=-1.0)
+        nearest = torch.argmin(block, dim=0)
+        distance = (2.0 * block.gather(0, nearest[None])[0] + self.squares).clamp(min=0.0)
+        self.centre = torch.where(distance < self.distance, nearest + self.n_centres, self.centre)
+        self.distance = torch.minimum(self.distance, distance)
+        self.n_centres += int(train.shape[0])
 
     def _lower_bound(self, pick: int) -> Tensor:
         """(n,) numbers that the squared distances to ``pick`` are not below."""
@@ -70,4 +77,9 @@ class NearestCentre:
 def squared_distances(centres: Tensor, points: Tensor, squares: Tensor) -> Tensor:
     """(c, n) squared distances of centres (c, q) and points (n, q), whose squared norms are ``squares`` (n,)."""
     products = centres @ points.T
-    return products.mul_(-2.0).add_(squares).add_(centres.square().sum(1)[:, None]).clamp_(min=0.0)
+    return products.mul_(-2.0).add_(squares).add_(squared_norms(centres)[:, None]).clamp_(min=0.0)
+
+
+def squared_norms(vectors: Tensor) -> Tensor:
+    """(n,) ‖x‖² without a temporary of the size of ``vectors`` (n, q)."""
+    return torch.linalg.vector_norm(vectors, dim=1).square()

@@ -32,38 +32,36 @@ def duplicate_groups(vectors: Tensor, tolerance: float = DEFAULT_TOLERANCE) -> T
     # Rounding of the projections themselves must not hide an exact duplicate.
     window = window + 1e-13 * norms
     widest = window.max()
-    sorted_along = projections[:, 0].contiguous()
-    alive = torch.argsort(sorted_along, stable=True)
+    alive = torch.argsort(projections[:, 0], stable=True)
+    along, reach = _sorted_by(alive, projections, window)
     offset = 1
     while offset < alive.numel():
-        first, second = alive[:-offset], alive[offset:]
-        reach = torch.maximum(window[first], window[second])
-        gap = sorted_along[second] - sorted_along[first]
-        inside = gap <= reach
-        # Ends when not even the widest window reaches further; a longer vector's may reach over shorter ones in
-        # between.
-        if bool((gap > widest).all()):
+        # Ends when not even the widest window reaches further; a longer vector's may reach over shorter ones in between.
+        gap = along[offset:] - along[:-offset]
+        if not bool((gap <= widest).any()):
             break
-        position = torch.nonzero(inside)[:, 0]
-        apart = (projections[second[position]] - projections[first[position]]).abs()
-        position = position[(apart <= reach[position, None]).all(1)]
-        position = position[_same(vectors, norms, alive[position], alive[position + offset], tolerance)]
+        position = torch.nonzero(gap <= torch.maximum(reach[offset:], reach[:-offset]))[:, 0]
+        first, second = alive[position], alive[position + offset]
+        apart = (projections[second] - projections[first]).abs()
+        likely = (apart <= torch.maximum(window[first], window[second])[:, None]).all(1)
+        position = position[likely][_same(vectors, norms, first[likely], second[likely], tolerance)]
         if position.numel() == 0:
             offset += 1
             continue
-        # Runs of neighbours that are duplicates of each other share the run's first member, where it is a duplicate
-        # of theirs too.
+        # Runs of neighbours that are duplicates of each other share the run's first member, as far as they are duplicates
+        # of that one too.
+        member = position + offset
         parent = torch.arange(alive.numel(), device=device)
-        parent[position + offset] = position
+        parent[member] = position
         for _ in range(int(alive.numel()).bit_length()):
             parent = parent[parent]
-        member = position + offset
         root = parent[member]
         agreed = _same(vectors, norms, alive[root], alive[member], tolerance)
         leader[alive[member[agreed]]] = alive[root[agreed]]
         keep = torch.ones(alive.numel(), dtype=torch.bool, device=device)
         keep[member[agreed]] = False
         alive = alive[keep]
+        along, reach = _sorted_by(alive, projections, window)
         offset = 1
     # A leader found early may itself have joined another one later.
     for _ in range(n.bit_length()):
@@ -71,6 +69,11 @@ def duplicate_groups(vectors: Tensor, tolerance: float = DEFAULT_TOLERANCE) -> T
     lowest = torch.full((n,), n, dtype=torch.int64, device=device)
     lowest.scatter_reduce_(0, leader, torch.arange(n, device=device), "amin")
     return lowest[leader]
+
+
+def _sorted_by(order: Tensor, projections: Tensor, window: Tensor) -> tuple[Tensor, Tensor]:
+    """First projection and window of the vectors in the given order."""
+    return projections[:, 0].index_select(0, order), window.index_select(0, order)
 
 
 def _project(vectors: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .distances import CENTRES_AT_ONCE, squared_distances
+from .distances import CENTRES_AT_ONCE, squared_distances, squared_norms
 from .greedy import Selection, greedy
 from .problem import Problem
 
@@ -26,7 +26,7 @@ class Herding:
         vectors = problem.vectors.to(torch.float64)
         mean = vectors.mean(0)
         self.points = vectors - mean
-        self.squares = self.points.square().sum(1)
+        self.squares = squared_norms(self.points)
         generator = torch.Generator().manual_seed(problem.seed)
         self.bandwidth_squared = median_squared_distance(_sample(self.points, BANDWIDTH_SAMPLE, generator))
         sample = _sample(self.points, MEAN_SAMPLE, generator)

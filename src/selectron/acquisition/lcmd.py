@@ -29,7 +29,7 @@ class LargestCluster:
         # Who cannot be picked does not count: a cluster of excluded candidates would win for ever.
         weights = torch.where(available, self.nearest.distance, 0.0)
         sizes = cluster_sizes(weights, self.nearest.centre, self.most_centres)
-        return torch.where((sizes == sizes.max())[self.nearest.centre], weights, NEVER)
+        return torch.where((sizes == sizes.max()).gather(0, self.nearest.centre), weights, NEVER)
 
     def update(self, pick: int) -> None:
         """The pick is one more centre; candidates that are closer to it than to their own change over."""

@@ -25,7 +25,7 @@ class Problem:
     | candidates, train  | `Rows`       | n candidates, t training structures (None: no training set)    |
     | vectors            | (n, q)       | `structure_embedding` of the candidates                        |
     | train_vectors      | (t, q)       | the same of the training structures, t may be 0                |
-    | available          | (n,) bool    | not excluded, not a duplicate of a training structure          |
+    | available          | (n,) bool    | no duplicate of a training structure or of an excluded one     |
     | groups             | (n,) int64   | equal for duplicates                                           |
     | pool_second_moment | (D, D)       | Σ Φᵀ Φ over the whole pool, or None for that of the candidates |
     | variances          | (n,) float64 | scores computed elsewhere, or None                             |
@@ -101,7 +101,10 @@ def make_problem(
     vectors = structure_embedding(candidates, single=single)
     train_vectors = vectors[:0] if train is None else structure_embedding(train, single=single)
     groups, known = _groups_and_known(vectors, train_vectors, duplicate_tolerance)
-    available = ~known if exclude is None else ~known & ~exclude.to(device=device, dtype=torch.bool)
+    available = ~known
+    if exclude is not None:
+        excluded_groups = groups[exclude.to(device=device, dtype=torch.bool)]
+        available &= ~torch.isin(groups, excluded_groups)
     return Problem(
         candidates=candidates,
         train=train,
@@ -133,7 +136,8 @@ def _require_finite(rows: Rows, what: str) -> None:
         raise SelectronError(
             f"The counts of rows add up to {int(rows.counts.sum())}, but there are {rows.values.shape[0]} rows."
         )
-    finite = torch.isfinite(rows.values).all(1)
+    # An entry that is not finite makes its row's sum so, at a fraction of the memory of testing each.
+    finite = torch.isfinite(rows.values.sum(1, dtype=torch.float64))
     if not bool(finite.all()):
         first = int(rows.owner[~finite][0])
         raise SelectronError(

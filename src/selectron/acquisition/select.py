@@ -100,13 +100,13 @@ def select_batch(
     | noise_variance     |           | σ² of the posterior                                                         |
     | pool_second_moment | (D, D)    | Σ Φᵀ Φ over the pool before shortlisting, for ipv and bait                  |
     | variances          | (n,)      | scores computed elsewhere: used by top-k, needed by the committee selectors |
-    | exclude            | (n,) bool | candidates that must not be picked, for example because their label failed  |
+    | exclude            | (n,) bool | candidates that must not be picked, nor their duplicates                    |
 
-    A structure whose features equal those of a training structure, of an excluded one that was picked, or of an
-    earlier pick (to 1e-5 relative, see `duplicate_groups`) is never picked. Where fewer distinct candidates are
-    left than the budget asks for, all of them are returned; an empty pool gives an empty selection. Ties go to the
-    lowest index, and equal input and seed give equal picks. Raises `SelectronError` for an unknown name, a budget
-    below 1, features that are not finite, or shapes that do not fit.
+    A structure whose features equal those of a training structure or of an earlier pick (to 1e-5 relative, see
+    `duplicate_groups`) is never picked. Where fewer distinct candidates are left than the budget asks for, all of
+    them are returned; an empty pool gives an empty selection. Ties go to the lowest index, and equal input and seed
+    give equal picks. Raises `SelectronError` for an unknown name, a budget below 1, features that are not finite,
+    or shapes that do not fit.
     """
     if name not in SELECTORS:
         raise SelectronError(f"There is no selector '{name}'; choose one of {', '.join(SELECTORS)}.")
