@@ -3,6 +3,9 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 STAMP := .venv/.installed
 
+# Threads that wait sleep: spinning is many times slower as soon as another program wants the cores.
+export OMP_WAIT_POLICY ?= PASSIVE
+
 .PHONY: setup demo test test-slow lint embedded clean
 
 setup: $(STAMP)

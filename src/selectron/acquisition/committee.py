@@ -30,7 +30,7 @@ def committee_disagreement(energies: Tensor, forces: Tensor, counts: Tensor) -> 
 
     ``energies`` (K, n) in eV, ``forces`` (K, N, 3) in eV/Å with the atoms of one structure after those of another,
     ``counts`` (n,) atoms of each. For an atom: (⟨‖F − ⟨F⟩‖²⟩)^½ with ⟨·⟩ the mean over members, the model deviation
-    of DP-GEN (Zhang et al., 2020, eq. 5); for the energy the standard deviation with the same 1/K. Raises
+    of DP-GEN (Zhang et al., 2020); for the energy the standard deviation with the same 1/K. Raises
     `SelectronError` for fewer than two members and for shapes that do not fit together.
     """
     members, n = energies.shape

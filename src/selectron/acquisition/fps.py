@@ -12,7 +12,7 @@ from .problem import Problem
 class FarthestPoint:
     """Score: squared distance to the nearest training structure or pick.
 
-    Holzmüller et al. (2023), section 4.3, MaxDist in TP mode. Without a training set the first pick is the structure of
+    Holzmüller et al. (2023), MaxDist in TP mode. Without a training set the first pick is the structure of
     largest norm, farthest from the origin.
     """
 

@@ -5,18 +5,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .distances import CENTRES_AT_ONCE, squared_distances, squared_norms
+from .distances import squared_norms
 from .greedy import Selection, greedy
 from .problem import Problem
 
 MEAN_SAMPLE = 4096
 BANDWIDTH_SAMPLE = 512
+BLOCK_ENTRIES = 2**21
 
 
 class Herding:
     """Score: (1/n) Σ_j k(x_j, x) − (1/(t + 1)) Σ_s k(x_s, x), with s over the t training structures and picks so far.
 
-    Chen, Welling and Smola (2010), eq. 8: each pick lowers the maximum mean discrepancy between pool and chosen
+    Chen, Welling and Smola (2010): each pick lowers the maximum mean discrepancy between pool and chosen
     points; starting from the training set makes it fill what the training set lacks. k(x, y) = exp(−‖x − y‖² / 2ℓ²)
     on structure vectors, ℓ² the median squared distance of (a sample of) the candidates. The mean over the pool
     runs over all candidates up to 4096, beyond that over as many drawn with the seed.
@@ -46,10 +47,11 @@ class Herding:
 
     def _kernel_sum(self, centres: Tensor) -> Tensor:
         """(n,) Σ_c k(x_c, x) over centres (c, q)."""
+        inverse = 1.0 / self.bandwidth_squared
         total = torch.zeros_like(self.squares)
-        for start in range(0, centres.shape[0], CENTRES_AT_ONCE):
-            block = squared_distances(centres[start : start + CENTRES_AT_ONCE], self.points, self.squares)
-            total += torch.exp_(block.mul_(-0.5 / self.bandwidth_squared)).sum(0)
+        for block in torch.split(centres, max(1, BLOCK_ENTRIES // self.squares.numel())):
+            exponent = torch.addmm(self.squares[None, :], block, self.points.T, beta=-0.5 * inverse, alpha=inverse)
+            total += exponent.sub_(0.5 * inverse * squared_norms(block)[:, None]).exp_().sum(0)
         return total
 
 

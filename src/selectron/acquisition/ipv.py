@@ -15,7 +15,7 @@ from .problem import Problem
 class IntegratedVariance:
     """Score: the drop of the pool's summed variance tr(M G) when the candidate is labelled.
 
-    tr[(I + R Λ⁻¹ Rᵀ)⁻¹ R Λ⁻¹ G Λ⁻¹ Rᵀ] with R = Φ/σ and G = Σ_pool Φᵀ Φ; Cohn (1996), eq. 8, for a linear model,
+    tr[(I + R Λ⁻¹ Rᵀ)⁻¹ R Λ⁻¹ G Λ⁻¹ Rᵀ] with R = Φ/σ and G = Σ_pool Φᵀ Φ; Cohn (1996) for a linear model,
     and the forward step of BAIT (Ash et al., 2021, algorithm 1) where G sums over pool and training set.
     """
 

@@ -13,7 +13,7 @@ from .problem import Problem
 class SquaredDistanceSampling:
     """Pick i with probability proportional to its squared distance d_i² to the nearest training structure or pick.
 
-    Arthur and Vassilvitskii (2007), section 2.2; Holzmüller et al. (2023), section 4.3, k-means++ in TP mode. Drawn
+    Arthur and Vassilvitskii (2007), section 2.2; Holzmüller et al. (2023), k-means++ in TP mode. Drawn
     as an exponential race, argmax_i d_i² / E_i with E_i ~ Exp(1), which is how ``torch.multinomial`` draws one
     sample: with the same seed on a CPU both draw the same. Random numbers come from the CPU, so a GPU picks the
     same too. Without a training set the first pick is uniform.

@@ -13,7 +13,7 @@ from .problem import Problem
 class LargestCluster:
     """Score: squared distance to the centre, for members of the largest cluster; the others are out.
 
-    Holzmüller et al. (2023), section 4.3, LCMD-TP: training structures and picks are cluster centres, every candidate
+    Holzmüller et al. (2023), LCMD-TP: training structures and picks are cluster centres, every candidate
     belongs to the nearest one (the earlier of equals), and the size of a cluster is the sum of the squared distances of
     its members. Without a training set the first pick is the structure of largest norm.
     """

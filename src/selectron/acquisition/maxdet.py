@@ -13,7 +13,7 @@ from .problem import Problem
 class Determinant:
     """Score: log det(I + K_x / σ²), K_x the covariance of the rows of x given training set and picks.
 
-    Holzmüller et al. (2023), section 4.3, MaxDet on the posterior kernel; the sum of the scores is log det(I +
+    Holzmüller et al. (2023), MaxDet on the posterior kernel; the sum of the scores is log det(I +
     K_batch / σ²), twice the mutual information of the batch's labels and the weights. For one row a structure the
     order is that of the conditional variances.
     """

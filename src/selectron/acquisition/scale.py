@@ -34,7 +34,7 @@ def default_scale(rows: Rows, *, relative_noise: float = DEFAULT_NOISE_VARIANCE)
     """The scale at which the mean squared norm of a structure, mean_x Σ_rows ‖φ‖², is 1; λ = 1.
 
     `rows` are those of the training set, or of the pool where there is none: the factor of Holzmüller et al.
-    (2023), section 4.2 (automatic scaling). Features are not centred, as in the papers: the common mean of all
+    (2023), automatic scale normalisation. Features are not centred, as in the papers: the common mean of all
     structures is then one well-determined direction of the posterior, not a coordinate that is thrown away, and a
     linear model needs no separate bias. Because a large common mean counts in the norm, σ² has to stay well below
     the share of the squared norm that differs between structures; 1e-3 of the mean squared norm of a row is the

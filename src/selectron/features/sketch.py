@@ -4,10 +4,10 @@ Each parameter is added, with a random sign, to one of D buckets (CountSketch: C
 al. 2009, "Feature hashing"). With independent signs ⟨Sx, Sy⟩ is an unbiased estimate of ⟨x, y⟩ with variance at most
 (‖x‖²‖y‖² + ⟨x, y⟩²) / D, the same as that of a dense Gaussian sketch, at the cost of reading the gradient once.
 
-The buckets are chosen so that memory is read in a straight line: a slot's matrix (rows × columns) has its rows and columns shuffled,
-its rows padded to a length L that is coprime to D, and entry p of the flattened matrix goes to bucket (p + shift) mod D. Shuffle,
-shift and signs come from a seed, the parameter's name and the place of the slot in it: they are the same for any batch, pool
-or machine.
+The buckets are chosen so that memory is read in a straight line: a slot's matrix (rows × columns) has its rows and
+columns shuffled, its rows padded to a length L that is coprime to D, and entry p of the flattened matrix goes to
+bucket (p + shift) mod D. Shuffle, shift and signs come from a seed, the parameter's name and the place of the slot in
+it: they are the same for any batch, pool or machine.
 """
 
 from __future__ import annotations
@@ -100,9 +100,7 @@ def sum_of_outer_products(left: Tensor, right: Tensor, counts: Tensor) -> Tensor
         index = torch.where(inside, starts.unsqueeze(1) + position, 0).flatten()
         left = left[index] * inside.flatten().unsqueeze(1)
         right = right[index]
-    return torch.bmm(
-        left.view(groups, longest, -1).transpose(1, 2), right.reshape(groups, longest, -1)
-    )
+    return torch.bmm(left.view(groups, longest, -1).transpose(1, 2), right.reshape(groups, longest, -1))
 
 
 def _chunks(left: Tensor, right: Tensor, counts: Tensor, per_group: int) -> list[tuple[Tensor, Tensor, Tensor]]:
@@ -125,4 +123,6 @@ def place_exactly(out: Tensor, gradient: Gradient, starts: dict[str, int]) -> No
         values = sum_of_outer_products(gradient.left, gradient.right, gradient.counts)
     rows = torch.arange(slot.rows, device=out.device).unsqueeze(1) * slot.row_stride
     places = starts[slot.parameter] + slot.offset + rows + torch.arange(slot.columns, device=out.device)
-    out.index_put_((gradient.structures.unsqueeze(1), places.flatten().unsqueeze(0)), values.flatten(1), accumulate=True)
+    out.index_put_(
+        (gradient.structures.unsqueeze(1), places.flatten().unsqueeze(0)), values.flatten(1), accumulate=True
+    )

@@ -18,8 +18,8 @@ from selectron.rows import Rows, one_row_each
 class SoapFeatures:
     """SOAP power spectrum (Bartók, Kondor, Csányi 2013, Eqs. 31 to 36; featomic), summed over atoms, sketched to D features.
 
-    The block of each (centre, neighbour, neighbour) triple of elements goes through its own seeded signs and buckets, so that any
-    elements can come, in any order, and D stays what it is. One row a structure; no model is needed.
+    The block of each (centre, neighbour, neighbour) triple of elements goes through its own seeded signs and buckets,
+    so that any elements can come, in any order, and D stays what it is. One row a structure; no model is needed.
 
     Args:
         dim: D.
@@ -69,9 +69,7 @@ class SoapFeatures:
         out = np.zeros((self.dim, len(structures)))
         if structures:
             # only what SOAP depends on: featomic refuses a cell where nothing is periodic
-            plain = [
-                Atoms(a.numbers, a.positions, cell=a.cell if a.pbc.any() else None, pbc=a.pbc) for a in structures
-            ]
+            plain = [Atoms(a.numbers, a.positions, cell=a.cell if a.pbc.any() else None, pbc=a.pbc) for a in structures]
             for key, block in self._calculator.compute(plain).items():
                 values = np.asarray(block.values)
                 pooled = np.zeros((len(structures), values.shape[1]))

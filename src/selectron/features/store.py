@@ -7,6 +7,7 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -24,13 +25,14 @@ class FeatureStore:
     Several processes may use one store.
 
     Args:
-        folder: where the file goes; made if missing.
+        folder: where the file goes, made if missing; None: a temporary folder that goes with the store.
         fingerprint: of the feature map.
         dim: D.
     """
 
-    def __init__(self, folder: str | Path, fingerprint: str, dim: int) -> None:
-        self.path = Path(folder) / f"{fingerprint}.sqlite"
+    def __init__(self, folder: str | Path | None, fingerprint: str, dim: int) -> None:
+        self._temporary = TemporaryDirectory(prefix="selectron-") if folder is None else None
+        self.path = Path(folder or self._temporary.name) / f"{fingerprint}.sqlite"  # type: ignore[union-attr]
         self.dim = dim
         with self._explained():
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -73,6 +75,8 @@ class FeatureStore:
     def close(self) -> None:
         """Lets the file go."""
         self._connection.close()
+        if self._temporary is not None:
+            self._temporary.cleanup()
 
     def _queries(self, columns: str, hashes: Sequence[str]) -> Iterator[tuple[str, list[bytes]]]:
         unique = list(dict.fromkeys(hashes))

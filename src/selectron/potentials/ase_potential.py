@@ -28,7 +28,8 @@ class AsePotential:
         offered = set(calculator.implemented_properties) & {"energy", "forces", "stress"}
         self.capabilities = frozenset(offered)
         settings = settings if settings is not None else getattr(calculator, "parameters", {})
-        text = f"{type(calculator).__module__}.{type(calculator).__qualname__}|{json.dumps(settings, default=str, sort_keys=True)}"
+        kind = f"{type(calculator).__module__}.{type(calculator).__qualname__}"
+        text = f"{kind}|{json.dumps(settings, default=str, sort_keys=True)}"
         self.fingerprint = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
     def batch(self, structures: Sequence[Atoms]) -> GraphBatch:
@@ -67,7 +68,10 @@ def as_atoms(batch: GraphBatch) -> list[Atoms]:
     parts = zip(
         torch.split(batch.numbers, sizes), torch.split(batch.positions, sizes), batch.cell, batch.pbc, strict=True
     )
-    return [Atoms(n.cpu().numpy(), p.detach().cpu().numpy(), cell=c.cpu().numpy(), pbc=b.cpu().numpy()) for n, p, c, b in parts]
+    return [
+        Atoms(n.cpu().numpy(), p.detach().cpu().numpy(), cell=c.cpu().numpy(), pbc=b.cpu().numpy())
+        for n, p, c, b in parts
+    ]
 
 
 def ase_potential_from(import_path: str, arguments: dict[str, Any]) -> AsePotential:

@@ -131,7 +131,9 @@ def _foundation_file(name: str) -> Path:
         if path is None:
             raise SelectronError(f"mace-torch did not leave {name} in its cache.")
     if model.sha256 and hashlib.sha256(path.read_bytes()).hexdigest() != model.sha256:
-        raise SelectronError(f"{path} is not {name}: its SHA-256 differs from the published weights; delete it and try again.")
+        raise SelectronError(
+            f"{path} is not {name}: its SHA-256 differs from the published weights; delete it and try again."
+        )
     return path
 
 

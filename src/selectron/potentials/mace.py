@@ -12,10 +12,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import mace  # noqa: F401  must come before e3nn: it makes e3nn 0.4.4 load under torch >= 2.6
 import torch
 from ase import Atoms
-from mace.modules.models import MACE
 from torch import Tensor
 
 from selectron.errors import SelectronError
@@ -23,6 +21,10 @@ from selectron.potentials.base import Evaluation
 from selectron.potentials.fast_mace import recorded_copy
 from selectron.potentials.mace_modules import Composition, Gradient, RecordedLayer, Slot, Tape
 from selectron.structures.graphs import GraphBatch, collate
+
+with contextlib.redirect_stdout(io.StringIO()):  # it prints which accelerators are missing
+    import mace  # noqa: F401  must come before e3nn: it makes e3nn 0.4.4 load under torch >= 2.6
+    from mace.modules.models import MACE
 
 CAPABILITIES = frozenset({"energy", "forces", "stress", "node-features", "parameter-gradients"})
 
@@ -61,10 +63,10 @@ class MacePotential:
         self.dtype = dtype
         self.heads: list[str] = list(getattr(model, "heads", None) or ["Default"])
         self.head = _choose_head(self.heads, head, name)
-        self.model = model.to(device=self.device, dtype=dtype).eval().requires_grad_(False)
-        self.cutoff_A = float(model.r_max)
-        self.atomic_numbers: list[int] = [int(z) for z in model.atomic_numbers]
-        self.elements = frozenset(self.atomic_numbers)
+        self.model: Any = model.to(device=self.device, dtype=dtype).eval().requires_grad_(False)
+        self.cutoff_A = float(self.model.r_max)
+        self.atomic_numbers: list[int] = [int(z) for z in self.model.atomic_numbers]
+        self.elements: frozenset[int] | None = frozenset(self.atomic_numbers)
         self.fingerprint = model_fingerprint(self.model, self.head, dtype)
         table = torch.full((max(self.atomic_numbers) + 1,), -1, dtype=torch.int64)
         table[self.atomic_numbers] = torch.arange(len(self.atomic_numbers))
@@ -79,7 +81,9 @@ class MacePotential:
         """(N,) int64: index of each atom's element in the model; raises SelectronError for one it lacks."""
         known = len(self._species_of_number)
         index = torch.where(
-            batch.numbers < known, self._species_of_number[batch.numbers.clamp(max=known - 1)], batch.numbers.new_tensor(-1)
+            batch.numbers < known,
+            self._species_of_number[batch.numbers.clamp(max=known - 1)],
+            batch.numbers.new_tensor(-1),
         )
         if bool((index < 0).any()):
             from ase.data import chemical_symbols
@@ -163,7 +167,7 @@ class MacePotential:
                 if parameters is None or part.slot.parameter in parameters
             )
 
-    def _loose_gradients(self, energies: Tensor, weights: list[Tensor]) -> list[Tensor]:
+    def _loose_gradients(self, energies: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
         rows: list[list[Tensor]] = [[] for _ in weights]
         for energy in energies:
             found = torch.autograd.grad(energy, weights, retain_graph=True, allow_unused=True)
@@ -176,7 +180,11 @@ class MacePotential:
         parts, start = [], 0
         for product in self.model.products:
             irreps = product.linear.irreps_out
-            scalars = [slice(start + s.start, start + s.stop) for s, mul_ir in zip(irreps.slices(), irreps, strict=True) if mul_ir.ir.l == 0]
+            scalars = [
+                slice(start + s.start, start + s.stop)
+                for s, mul_ir in zip(irreps.slices(), irreps, strict=True)
+                if mul_ir.ir.l == 0
+            ]
             parts += [node_feats[:, s] for s in scalars]
             start += irreps.dim
         return torch.cat(parts, dim=1)
@@ -270,7 +278,16 @@ def load_mace(path: str | Path) -> torch.nn.Module:
         with _default_dtype_kept(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             model = torch.load(io.BytesIO(content), map_location="cpu", weights_only=False)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, ImportError, AttributeError, OSError) as error:
+    except (
+        pickle.UnpicklingError,
+        RuntimeError,
+        EOFError,
+        ValueError,
+        KeyError,
+        ImportError,
+        AttributeError,
+        OSError,
+    ) as error:
         raise refusal from error
     if not isinstance(model, torch.nn.Module):
         raise SelectronError(
@@ -304,6 +321,7 @@ def reinitialise(model: torch.nn.Module, seed: int) -> None:
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         done: set[int] = set()
+        module: Any
         for module in model.modules():
             own: list[Any] = list(module.parameters(recurse=False))
             if not own:

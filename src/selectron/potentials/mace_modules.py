@@ -428,6 +428,7 @@ def _symmetric_monomials(u: Tensor, degree: int) -> tuple[Tensor, Tensor]:
         u = u.unsqueeze(0)
     used = (u != 0).any(dim=-1).any(dim=0).nonzero()
     ordered, group = torch.unique(torch.sort(used, dim=1).values, dim=0, return_inverse=True)
-    picked = u[(slice(None), *used.unbind(1))]  # (m, used, k)
+    where: tuple[Any, ...] = (slice(None), *used.unbind(1))
+    picked = u[where]  # (m, used, k)
     summed = u.new_zeros(u.shape[0], len(ordered), u.shape[-1]).index_add_(1, group, picked)
     return ordered, summed

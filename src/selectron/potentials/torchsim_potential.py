@@ -35,7 +35,7 @@ class TorchSimPotential:
         offered |= {"forces"} if getattr(model, "compute_forces", True) else set()
         offered |= {"stress"} if getattr(model, "compute_stress", False) else set()
         self.capabilities = frozenset(offered)
-        state = getattr(model, "state_dict", dict)()
+        state: dict[str, Any] = getattr(model, "state_dict", dict)()
         digest = hashlib.blake2b(f"{type(model).__module__}.{type(model).__qualname__}".encode(), digest_size=16)
         for key, value in sorted(state.items()):
             if isinstance(value, torch.Tensor):

@@ -1,0 +1,130 @@
+"""Options that several commands share, and what they amount to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from selectron.errors import SelectronError
+from selectron.features import FeatureMap, FeatureOptions, FeatureStore, default_cache, make_features
+from selectron.potentials import Committee, Potential, load_potential
+from selectron.screening import default_checks
+from selectron.structures import Checks, Pool
+
+PoolArgument = Annotated[
+    list[str],
+    typer.Argument(help="Files, globs or folders with candidate structures; 'embedded' for the pool that comes along."),
+]
+ModelOption = Annotated[
+    list[str],
+    typer.Option(
+        "--model",
+        "-m",
+        help="A mace-torch .model file (a pickle: open only what you trust), 'embedded', or a name from 'selectron models'. "
+        "More than once for a committee.",
+    ),
+]
+TrainOption = Annotated[
+    list[str],
+    typer.Option("--train", "-t", help="Structures that are labelled already; more than once for several files."),
+]
+FeaturesOption = Annotated[str, typer.Option("--features", "-f", help="See 'selectron features'.")]
+DimOption = Annotated[int, typer.Option("--dim", help="Length of the feature sketch.")]
+ParametersOption = Annotated[str, typer.Option(help="Parameters of the NTK: all, readout or last-layer.")]
+NormaliseOption = Annotated[str, typer.Option(help="none, per-atom or unit (length of a structure's features).")]
+HeadOption = Annotated[str | None, typer.Option(help="Head of a model with several.")]
+DeviceOption = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
+DtypeOption = Annotated[str, typer.Option(help="float32 or float64.")]
+SeedOption = Annotated[int, typer.Option(help="Of the sketch, of random parameters and of the selector.")]
+BatchSizeOption = Annotated[str, typer.Option(help="Structures in a batch, or 'auto'.")]
+MinDistanceOption = Annotated[
+    float | None, typer.Option(help="Å; structures with atoms closer than this are quarantined.", show_default="0.4")
+]
+NoiseOption = Annotated[
+    float, typer.Option(help="Noise variance of the posterior, relative to the mean squared norm of a training row.")
+]
+CacheOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder for feature rows, so that no row is computed twice.", show_default="the user's cache folder"
+    ),
+]
+NoCacheOption = Annotated[bool, typer.Option("--no-cache", help="Forget feature rows at the end.")]
+QuarantineOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="Where unusable structures are noted, with reasons.", show_default="quarantine.csv beside the output"
+    ),
+]
+
+
+@dataclass
+class Setup:
+    """What the shared options amount to."""
+
+    pool: Pool
+    train: Pool | None
+    potentials: list[Potential]
+    committee: Committee | None
+    features: FeatureMap
+    store: FeatureStore
+    checks: Checks
+    batch_size: int | None
+
+
+def set_up(
+    pool: list[str],
+    model: list[str],
+    train: list[str],
+    features: str,
+    options: FeatureOptions,
+    *,
+    head: str | None,
+    device: str,
+    dtype: str,
+    batch_size: str,
+    min_distance: float | None,
+    cache: Path | None,
+    no_cache: bool,
+) -> Setup:
+    """Opens files and models; raises SelectronError with one sentence for what cannot be used."""
+    size = parse_batch_size(batch_size)
+    opened = Pool.open(pool)
+    opened_train = Pool.open(train) if train else None
+    potentials = [load_potential(spec, device=device, dtype=dtype, head=head) for spec in model]
+    if not potentials and features != "soap":
+        raise SelectronError(f"{features} features are made from a model: name one with --model.")
+    feature_map = make_features(features, potentials[0] if potentials else None, options)
+    committee = Committee(potentials) if len(potentials) > 1 else None
+    folder = None if no_cache else (cache or default_cache()) / "features"
+    return Setup(
+        pool=opened,
+        train=opened_train,
+        potentials=potentials,
+        committee=committee,
+        features=feature_map,
+        store=FeatureStore(folder, feature_map.fingerprint, feature_map.dim),
+        checks=default_checks(feature_map, committee, min_distance),
+        batch_size=size,
+    )
+
+
+def parse_batch_size(text: str) -> int | None:
+    """None for "auto"."""
+    if text == "auto":
+        return None
+    if not text.isdigit() or int(text) < 1:
+        raise SelectronError(f"The batch size is 'auto' or a whole number from 1, not {text!r}.")
+    return int(text)
+
+
+def writable(path: Path) -> Path:
+    """``path``, or a sentence where its folder is missing, before any work is done."""
+    if path.is_dir():
+        raise SelectronError(f"{path} is a folder; name a file for the output.")
+    if not path.absolute().parent.is_dir():
+        raise SelectronError(f"The folder {path.parent} for the output does not exist.")
+    return path

@@ -1,0 +1,79 @@
+"""``selectron score``: the variance of every structure."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from selectron.cli import options as o
+from selectron.cli.progress import progress_for
+from selectron.cli.select import DEFAULT_FEATURES, summarise
+from selectron.features import FeatureOptions
+from selectron.screening import screen, write_scores
+from selectron.screening.screen import RELATIVE_NOISE
+from selectron.structures import Quarantine
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command to ``app``."""
+    app.command("score")(score)
+
+
+def score(
+    pool: o.PoolArgument,
+    model: o.ModelOption = [],  # noqa: B006
+    train: o.TrainOption = [],  # noqa: B006
+    features: o.FeaturesOption = DEFAULT_FEATURES,
+    output: Annotated[Path, typer.Option("--output", "-o", help="One line a structure, as CSV.")] = Path("scores.csv"),
+    dim: o.DimOption = 512,
+    parameters: o.ParametersOption = "all",
+    normalise: o.NormaliseOption = "none",
+    noise: o.NoiseOption = RELATIVE_NOISE,
+    head: o.HeadOption = None,
+    device: o.DeviceOption = "cpu",
+    dtype: o.DtypeOption = "float32",
+    seed: o.SeedOption = 0,
+    batch_size: o.BatchSizeOption = "auto",
+    min_distance: o.MinDistanceOption = None,
+    cache: o.CacheOption = None,
+    no_cache: o.NoCacheOption = False,
+    quarantine: o.QuarantineOption = None,
+) -> None:
+    """Write the posterior variance of every structure of a pool."""
+    output = o.writable(output)
+    setup = o.set_up(
+        pool,
+        model,
+        train,
+        features,
+        FeatureOptions(dim=dim, parameters=parameters, normalise=normalise, seed=seed),
+        head=head,
+        device=device,
+        dtype=dtype,
+        batch_size=batch_size,
+        min_distance=min_distance,
+        cache=cache,
+        no_cache=no_cache,
+    )
+    console = Console()
+    with (
+        Quarantine(quarantine or output.with_name("quarantine.csv")) as bad,
+        progress_for(Console(stderr=True)) as progress,
+    ):
+        screening = screen(
+            setup.pool,
+            setup.features,
+            train=setup.train,
+            checks=setup.checks,
+            quarantine=bad,
+            store=setup.store,
+            batch_size=setup.batch_size,
+            noise=noise,
+            progress=progress,
+        )
+    write_scores(screening, output)
+    summarise(screening, setup, bad, console)
+    console.print(f"wrote {output}", soft_wrap=True, highlight=False)

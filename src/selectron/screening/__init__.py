@@ -1,0 +1,21 @@
+"""From a pool and a feature map to variances and a batch worth labelling."""
+
+from selectron.screening.catalogue import Catalogue, catalogue
+from selectron.screening.outputs import draw, pick_rows, write_picks, write_scores
+from selectron.screening.progress import Progress, Silent
+from selectron.screening.screen import Pick, Screening, default_checks, screen
+
+__all__ = [
+    "Catalogue",
+    "Pick",
+    "Progress",
+    "Screening",
+    "Silent",
+    "catalogue",
+    "default_checks",
+    "draw",
+    "pick_rows",
+    "screen",
+    "write_picks",
+    "write_scores",
+]

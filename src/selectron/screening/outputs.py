@@ -1,0 +1,155 @@
+"""What a screening leaves behind: picks, scores, pictures."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from ase import Atoms
+
+from selectron.report.map import FeatureMapData, draw_png, write_html
+from selectron.report.map_data import points_to_show
+from selectron.report.projection import Projection
+from selectron.report.table import PickRow
+from selectron.rows import Rows
+from selectron.screening.catalogue import Catalogue
+from selectron.screening.screen import Pick, Screening
+from selectron.structures import atomic_output, write_extxyz
+
+SCORE_COLUMNS = ("index", "source", "source_index", "formula", "n_atoms", "variance", "variance_per_atom", "known")
+
+
+def write_picks(screening: Screening, path: str | Path) -> int:
+    """The picks as extended XYZ, best first; each one's ``info`` says where it comes from and why it was picked.
+
+    Keys: source, source_index, rank, score, variance, features, selector, and nearest_training, nearest_distance where there is
+    a training set. An entry of the pool under one of these names is kept as ``pool_<name>``.
+    """
+    return write_extxyz(path, (_annotated(pick, screening) for pick in screening.picks))
+
+
+def _annotated(pick: Pick, screening: Screening) -> Atoms:
+    atoms = pick.atoms.copy()
+    atoms.calc = pick.atoms.calc
+    facts: dict[str, object] = {
+        "source": pick.source.path,
+        "source_index": pick.source.index,
+        "rank": pick.rank,
+        "score": pick.score,
+        "variance": pick.variance,
+        "features": screening.features.name,
+        "selector": screening.selector,
+    }
+    if pick.nearest_training is not None:
+        facts["nearest_training"] = f"{pick.nearest_training.path} {pick.nearest_training.index}"
+        facts["nearest_distance"] = pick.nearest_distance
+    for key, value in facts.items():
+        if key in atoms.info and atoms.info[key] != value:
+            atoms.info[f"pool_{key}"] = atoms.info[key]
+        atoms.info[key] = value
+    return atoms
+
+
+def write_scores(screening: Screening, path: str | Path) -> None:
+    """One line a usable structure of the pool, in its order, with the columns of :data:`SCORE_COLUMNS`.
+
+    ``index`` counts over the whole pool, ``source_index`` inside the file; variances are in feature units squared,
+    scaled so that the mean squared norm of a training structure (of a pool structure without a training set) is 1;
+    ``known`` is 1 where the structure stands in the training set too.
+    """
+    catalogue = screening.catalogue
+    with atomic_output(path) as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(SCORE_COLUMNS)
+        for place, index in enumerate(catalogue.indices.tolist()):
+            source = catalogue.pool.source(index)
+            variance, atoms = float(screening.variance[place]), int(catalogue.atoms[place])
+            facts = (index, source.path, source.index, catalogue.formula[place], atoms)
+            writer.writerow((*facts, f"{variance:.9g}", f"{variance / atoms:.9g}", int(screening.known[place])))
+
+
+def pick_rows(screening: Screening) -> list[PickRow]:
+    """The picks as rows of a table for the terminal."""
+    return [
+        PickRow(
+            rank=pick.rank,
+            source=pick.source.path,
+            index=pick.source.index,
+            formula=screening.catalogue.formula[pick.place],
+            score=pick.score,
+            variance=pick.variance,
+            distance=pick.nearest_distance,
+        )
+        for pick in screening.picks
+    ]
+
+
+def draw(screening: Screening, png: Path | None, html: Path | None, *, subtitle: str) -> None:
+    """The map of pool, training set and picks in the plane of largest feature variance, as PNG and as HTML with 3-D."""
+    if not len(screening.catalogue) or (png is None and html is None):
+        return
+    projection = Projection.of_batches(_vectors(screening))
+    parts = [("pool", screening.catalogue)]
+    if screening.training is not None:
+        parts.append(("train", screening.training))
+    coordinates = np.concatenate([_coordinates(catalogue, projection, screening) for _, catalogue in parts])
+    kind = np.concatenate([np.full(len(catalogue), name, dtype="<U5") for name, catalogue in parts])
+    variance = np.full(len(kind), np.nan)
+    variance[: len(screening.catalogue)] = screening.variance
+    rank = np.full(len(kind), -1)
+    for pick in screening.picks:
+        kind[pick.place], rank[pick.place] = "pick", pick.rank
+    data = FeatureMapData(
+        coordinates=coordinates,
+        kind=kind,
+        variance=variance,
+        rank=rank,
+        structures=[],
+        labels=[label for _, catalogue in parts for label in _labels(catalogue)],
+        explained=projection.explained,
+        title=f"{len(screening.picks)} picks out of {len(screening.catalogue)} structures",
+        subtitle=subtitle,
+        extra={"atoms": np.concatenate([catalogue.atoms for _, catalogue in parts])},
+    )
+    if png is not None:
+        draw_png(data, png)
+    if html is not None:
+        shown = points_to_show(data)
+        part = data.take(shown)
+        starts = np.cumsum([0, *(len(catalogue) for _, catalogue in parts)])
+        part.structures = [_structure(parts, starts, int(point)) for point in shown]
+        write_html(part, html)
+
+
+def _structure(parts: list[tuple[str, Catalogue]], starts: np.ndarray, point: int) -> Atoms:
+    part = int(np.searchsorted(starts, point, side="right")) - 1
+    catalogue = parts[part][1]
+    return catalogue.pool[int(catalogue.indices[point - starts[part]])]
+
+
+def _labels(catalogue: Catalogue) -> Iterator[str]:
+    for index in catalogue.indices.tolist():
+        source = catalogue.pool.source(index)
+        yield f"{Path(source.path).name} {source.index}"
+
+
+def _vectors(screening: Screening) -> Iterator[np.ndarray]:
+    for part in (screening.catalogue, screening.training):
+        if part is not None:
+            for _, rows in part.chunks():
+                yield _pooled(rows, screening)
+
+
+def _coordinates(catalogue: Catalogue, projection: Projection, screening: Screening) -> np.ndarray:
+    parts = [projection.transform(_pooled(rows, screening)) for _, rows in catalogue.chunks()]
+    return np.concatenate(parts) if parts else np.zeros((0, 2))
+
+
+def _pooled(rows: Rows, screening: Screening) -> np.ndarray:
+    """(n, D) float64: one vector a structure, the sum of its scaled rows."""
+    out = torch.zeros(rows.n_structures, rows.dim, dtype=torch.float64)
+    out.index_add_(0, rows.owner, rows.values.to(torch.float64) * screening.scale.factor)
+    return out.numpy()
