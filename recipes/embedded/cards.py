@@ -10,6 +10,7 @@ import thermal
 import training
 from export import PACKAGE, SAMPLE_SEED, SAMPLE_SIZE
 from labels import isolated_atom_energies
+from measure import DYNAMICS_SEED
 from molecules import SPLIT_SEED
 
 TEMPLATES = Path(__file__).parent
@@ -31,7 +32,7 @@ def main() -> None:
         for name, row in facts["errors"].items()
     ]
     symbols = {1: "H", 6: "C", 7: "N", 8: "O"}
-    minutes, *note = (thermal.WORK / "training-minutes.txt").read_text().splitlines()
+    minutes = (thermal.WORK / "training-minutes.txt").read_text().strip()
     model_card = (
         (TEMPLATES / "model_card.template.md")
         .read_text()
@@ -46,10 +47,9 @@ def main() -> None:
             split_seed=SPLIT_SEED,
             seed=training.SEED,
             minutes=f"about {minutes} minutes",
-            note=" ".join(note),
-            versions=versions,
+                versions=versions,
             errors="\n".join(rows),
-            dynamics_seed=11,
+            dynamics_seed=DYNAMICS_SEED,
             temperature=facts["dynamics"]["mean_temperature_K"],
             shortest=facts["dynamics"]["shortest_bond"],
             longest=facts["dynamics"]["longest_bond"],

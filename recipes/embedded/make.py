@@ -9,7 +9,8 @@
 | measure   | errors in and out of distribution, ethanol dynamics                | ``errors.json``                 |
 | cards     | the model card and the data card                                   | (in ``src/selectron/embedded``) |
 
-A stage whose output exists is left out; delete the file, or name the stages to make again on the command line.
+A stage whose output exists and whose inputs did not change is left out. To make some stages again, and only those, name
+them on the command line.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 PACKAGE = HERE.parents[1] / "src" / "selectron" / "embedded"
-STAGES = {
-    "thermal": HERE / "work" / "thermal-test.xyz",
-    "reactive": HERE / "work" / "pool.extxyz.gz",
-    "training": HERE / "work" / "embedded_stagetwo.model",
-    "export": PACKAGE / "embedded.model",
-    "measure": HERE / "work" / "errors.json",
-    "cards": PACKAGE / "MODEL_CARD.md",
+STAGES = {  # stage: what it leaves behind, and the stages whose results it uses
+    "thermal": (HERE / "work" / "thermal-test.xyz", ()),
+    "reactive": (HERE / "work" / "pool.extxyz.gz", ()),
+    "training": (HERE / "work" / "embedded_stagetwo.model", ("thermal",)),
+    "export": (PACKAGE / "embedded.model", ("thermal", "reactive", "training")),
+    "measure": (HERE / "work" / "errors.json", ("export",)),
+    "cards": (PACKAGE / "MODEL_CARD.md", ("measure",)),
 }
 
 
@@ -37,13 +38,13 @@ def main() -> None:
     if unknown := set(named) - STAGES.keys():
         sys.exit(f"No stage is called {', '.join(sorted(unknown))}; the stages are {', '.join(STAGES)}.")
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    # A fresh checkout has the package's files but no working files: then everything is made from the start.
-    fresh = not (HERE / "work").exists()
-    for stage, output in STAGES.items():
-        wanted = stage in named if named else fresh or not output.exists()
+    made: set[str] = set()
+    for stage, (output, inputs) in STAGES.items():
+        wanted = stage in named if named else not output.exists() or not made.isdisjoint(inputs)
         print(f"{stage}: {'running' if wanted else 'left as it is'}", flush=True)
         if wanted:
             subprocess.run([sys.executable, str(HERE / f"{stage}.py")], env=environment, check=True)
+            made.add(stage)
 
 
 if __name__ == "__main__":

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from selectron.errors import SelectronError
     from selectron.features import FeatureOptions, FeatureStore, make_features
     from selectron.potentials import Committee, load_potential
-    from selectron.screening import Screening, screen, write_picks, write_scores
+    from selectron.screening import Screening, write_picks, write_scores
     from selectron.screening import draw as draw_map
+    from selectron.screening import screen as screen
     from selectron.structures import Pool
 
 __version__ = "0.1.0"

@@ -25,7 +25,7 @@ class NearestCentre:
     """
 
     def __init__(self, problem: Problem) -> None:
-        vectors = problem.vectors.to(torch.float64)
+        vectors, train = (each.to(torch.float64) for each in problem.vectors)
         mean = vectors.mean(0)
         self.norms = squared_norms(vectors)
         self.points = vectors - mean
@@ -35,9 +35,8 @@ class NearestCentre:
         self._coarse = self.points.to(torch.float32).T.contiguous()
         self._slack = FLOAT32_UNIT * self.points.shape[1]
         self.n_centres = 0
-        if problem.train_vectors.shape[0]:
-            for train in torch.split(problem.train_vectors.to(torch.float64) - mean, CENTRES_AT_ONCE):
-                self._add_training(train)
+        for start in range(0, train.shape[0], CENTRES_AT_ONCE):
+            self._add_training(train[start : start + CENTRES_AT_ONCE] - mean)
 
     def add(self, pick: int) -> None:
         """Candidate ``pick`` becomes a centre."""

@@ -24,16 +24,15 @@ class Herding:
     """
 
     def __init__(self, problem: Problem) -> None:
-        vectors = problem.vectors.to(torch.float64)
+        vectors, train = (each.to(torch.float64) for each in problem.vectors)
         mean = vectors.mean(0)
         self.points = vectors - mean
         self.squares = squared_norms(self.points)
         generator = torch.Generator().manual_seed(problem.seed)
         self.bandwidth_squared = median_squared_distance(_sample(self.points, BANDWIDTH_SAMPLE, generator))
         sample = _sample(self.points, MEAN_SAMPLE, generator)
-        train = problem.train_vectors.to(torch.float64) - mean
         self.pool_mean = self._kernel_sum(sample) / sample.shape[0]
-        self.chosen_sum = self._kernel_sum(train)
+        self.chosen_sum = self._kernel_sum(train - mean)
         self.n_chosen = int(train.shape[0])
 
     def score(self, available: Tensor) -> Tensor:

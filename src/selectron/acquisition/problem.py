@@ -11,9 +11,12 @@ from torch import Tensor
 from ..errors import SelectronError
 from ..rows import Rows
 from .duplicates import DEFAULT_TOLERANCE, duplicate_groups
-from .embedding import has_single_rows, structure_embedding
+from .embedding import SKETCH_WIDTH, has_single_rows, structure_embedding
 from .moment import require_dim
 from .posterior import Posterior, require_positive
+
+# To tell equal from different to 1e-5 a sketch need not be as wide as to measure distances.
+DUPLICATE_WIDTH = 64
 
 
 @dataclass(frozen=True)
@@ -23,8 +26,6 @@ class Problem:
     | field              | shape        | meaning                                                        |
     |--------------------|--------------|----------------------------------------------------------------|
     | candidates, train  | `Rows`       | n candidates, t training structures (None: no training set)    |
-    | vectors            | (n, q)       | `structure_embedding` of the candidates                        |
-    | train_vectors      | (t, q)       | the same of the training structures, t may be 0                |
     | available          | (n,) bool    | no duplicate of a training structure or of an excluded one     |
     | groups             | (n,) int64   | equal for duplicates                                           |
     | pool_second_moment | (D, D)       | Σ Φᵀ Φ over the whole pool, or None for that of the candidates |
@@ -33,8 +34,6 @@ class Problem:
 
     candidates: Rows
     train: Rows | None
-    vectors: Tensor
-    train_vectors: Tensor
     available: Tensor
     groups: Tensor
     prior_precision: float
@@ -52,6 +51,11 @@ class Problem:
     def device(self) -> torch.device:
         """Where the candidates' rows are."""
         return self.candidates.values.device
+
+    @cached_property
+    def vectors(self) -> tuple[Tensor, Tensor]:
+        """`structure_embedding` of the candidates (n, q) and of the training structures (t, q), t may be 0."""
+        return _embed(self.candidates, self.train, SKETCH_WIDTH)
 
     @cached_property
     def posterior(self) -> Posterior:
@@ -97,10 +101,7 @@ def make_problem(
             f"The pool's second moment has shape {tuple(pool_second_moment.shape)}, "
             f"but the rows have {candidates.dim} features."
         )
-    single = has_single_rows(candidates, train)
-    vectors = structure_embedding(candidates, single=single)
-    train_vectors = vectors[:0] if train is None else structure_embedding(train, single=single)
-    groups, known = _groups_and_known(vectors, train_vectors, duplicate_tolerance)
+    groups, known = _groups_and_known(*_embed(candidates, train, DUPLICATE_WIDTH), duplicate_tolerance)
     available = ~known
     if exclude is not None:
         excluded_groups = groups[exclude.to(device=device, dtype=torch.bool)]
@@ -108,8 +109,6 @@ def make_problem(
     return Problem(
         candidates=candidates,
         train=train,
-        vectors=vectors,
-        train_vectors=train_vectors,
         available=available,
         groups=groups,
         prior_precision=prior_precision,
@@ -118,6 +117,12 @@ def make_problem(
         variances=None if variances is None else variances.to(device=device, dtype=torch.float64),
         seed=seed,
     )
+
+
+def _embed(candidates: Rows, train: Rows | None, width: int) -> tuple[Tensor, Tensor]:
+    single = has_single_rows(candidates, train)
+    vectors = structure_embedding(candidates, single=single, width=width)
+    return vectors, vectors[:0] if train is None else structure_embedding(train, single=single, width=width)
 
 
 def _groups_and_known(vectors: Tensor, train_vectors: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:

@@ -63,9 +63,10 @@ class MacePotential:
         self.dtype = dtype
         self.heads: list[str] = list(getattr(model, "heads", None) or ["Default"])
         self.head = _choose_head(self.heads, head, name)
-        self.model: Any = model.to(device=self.device, dtype=dtype).eval().requires_grad_(False)
-        self.cutoff_A = float(self.model.r_max)
-        self.atomic_numbers: list[int] = [int(z) for z in self.model.atomic_numbers]
+        frozen: Any = model.to(device=self.device, dtype=dtype).eval().requires_grad_(False)
+        self.model = frozen
+        self.cutoff_A = float(frozen.r_max)
+        self.atomic_numbers: list[int] = [int(z) for z in frozen.atomic_numbers]
         self.elements: frozenset[int] | None = frozenset(self.atomic_numbers)
         self.fingerprint = model_fingerprint(self.model, self.head, dtype)
         table = torch.full((max(self.atomic_numbers) + 1,), -1, dtype=torch.int64)
