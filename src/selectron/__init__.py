@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from selectron.potentials import Committee, load_potential
     from selectron.screening import Screening, write_picks, write_scores
     from selectron.screening import draw as draw_map
-    from selectron.screening import screen as screen
+    from selectron.screening.screen import screen
     from selectron.structures import Pool
 
 __version__ = "0.1.0"
