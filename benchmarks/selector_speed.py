@@ -1,6 +1,6 @@
 """Every batch selector against bmdal_reg 3.0.2 (patched for NumPy 2), interleaved in one run.
 
-    python benchmarks/selector_speed.py [--quick] [--output benchmarks/results]
+    python benchmarks/selector_speed.py [--quick] [--threads 1] [--repeats 3] [--output benchmarks/results]
 
 20,000 x 512 float64 features, 500 training structures, 200 picks; `--quick` takes a tenth of each. Times are wall clock and
 include all that either side does from feature matrices to picks: posterior, checks, detection of duplicates. Writes
@@ -163,8 +163,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--quick", action="store_true", help="a tenth of everything")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, help="of torch; the default is torch's own")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
     arguments = parser.parse_args()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
     n, dim, n_train, budget = (2000, 51, 50, 20) if arguments.quick else (20000, 512, 500, 200)
     settings = {"n_pool": n, "n_features": dim, "n_train": n_train, "budget": budget, "seed": SEED}
     settings |= {
@@ -176,7 +179,8 @@ def main() -> None:
     facts = machine()
     results = measure(n, dim, n_train, budget, arguments.repeats)
     arguments.output.mkdir(parents=True, exist_ok=True)
-    stem = "selector_speed_quick" if arguments.quick else "selector_speed"
+    stem = "selector_speed" + ("_quick" if arguments.quick else "")
+    stem += f"_{arguments.threads}_thread" if arguments.threads else ""
     content = {"settings": settings, "machine": facts, "results": results}
     (arguments.output / f"{stem}.json").write_text(json.dumps(content, indent=1) + "\n")
     title = f"{budget} picks from {n:,} × {dim} features, {n_train} training structures, median of {arguments.repeats}"

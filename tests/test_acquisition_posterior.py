@@ -8,6 +8,15 @@ from selectron.errors import SelectronError
 from selectron.rows import Rows, one_row_each
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Tensors this small gain nothing from more, and on a busy machine wait for them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def random_rows(n, dim, *, seed=0, max_rows=1):
     generator = torch.Generator().manual_seed(seed)
     counts = torch.randint(1, max_rows + 1, (n,), generator=generator)

@@ -13,6 +13,15 @@ NOISE_VARIANCE = 1e-3
 BUDGET = 40
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Tensors this small gain nothing from more, and on a busy machine wait for them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def bmdal():
     """The selection module of bmdal_reg, which still uses a name that NumPy 2 has removed."""

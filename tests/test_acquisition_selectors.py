@@ -22,6 +22,15 @@ NAMES = list(SELECTORS)
 DETERMINISTIC = [name for name in NAMES if name not in ("random", "kmeans++")]
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Tensors this small gain nothing from more, and on a busy machine wait for them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def random_rows(n, dim=6, *, seed=0, max_rows=1, dtype=torch.float64):
     generator = torch.Generator().manual_seed(seed)
     counts = torch.randint(1, max_rows + 1, (n,), generator=generator)
