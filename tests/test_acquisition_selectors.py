@@ -200,10 +200,11 @@ def test_adding_and_removing_a_structure_restores_the_covariances():
     torch.testing.assert_close(covariances.log_determinants(), before[1], rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.parametrize("size", [1e-30, 1.0, 1e30])
 @pytest.mark.parametrize("mean", [0.0, 100.0])
-def test_distances_screened_in_float32_are_those_of_float64(mean):
+def test_distances_screened_in_float32_are_those_of_float64(mean, size):
     pool, train = random_rows(200, 40), random_rows(10, 40, seed=1)
-    pool, train = Rows(pool.values + mean, pool.counts), Rows(train.values + mean, train.counts)
+    pool, train = (Rows(size * (rows.values + mean), rows.counts) for rows in (pool, train))
     problem = make_problem(
         pool,
         train=train,
@@ -219,7 +220,7 @@ def test_distances_screened_in_float32_are_those_of_float64(mean):
         nearest.add(pick)
     centres = torch.cat([train.values, pool.values[0:60:3]])
     exact = torch.cdist(pool.values, centres, compute_mode="donot_use_mm_for_euclid_dist").square()
-    torch.testing.assert_close(nearest.distance, exact.min(1).values, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(nearest.distance, exact.min(1).values, rtol=1e-9, atol=1e-9 * size**2)
     assert torch.equal(nearest.centre, exact.argmin(1))
 
 

@@ -8,8 +8,8 @@ from torch import Tensor
 from .problem import Problem
 
 CENTRES_AT_ONCE = 64
-# |fl(x·y) − x·y| ≤ D u ‖x‖ ‖y‖ for a sum of D products in float32, u = 2⁻²⁴, in whatever order; doubled for
-# rounding the input.
+# |fl(x·y) − x·y| ≤ (D + 2) u ‖x‖ ‖y‖ for D products summed in float32, in whatever order, of rounded
+# factors, with u = 2⁻²⁴; and 2 ‖x‖ ‖y‖ ≤ ‖x‖² + ‖y‖². Doubled to be safe.
 FLOAT32_UNIT = 2.0**-23
 
 
@@ -32,8 +32,10 @@ class NearestCentre:
         self.squares = squared_norms(self.points)
         self.distance = torch.full_like(self.squares, float("inf"))
         self.centre = torch.zeros(self.squares.numel(), dtype=torch.int64, device=self.squares.device)
-        self._coarse = self.points.to(torch.float32).T.contiguous()
-        self._slack = FLOAT32_UNIT * self.points.shape[1]
+        # Unit length at most, so that features of any size fit into float32.
+        self._size = self.squares.max().sqrt().clamp(min=1e-150)
+        self._coarse = (self.points / self._size).to(torch.float32).T.contiguous()
+        self._slack = FLOAT32_UNIT * (self.points.shape[1] + 2)
         self.n_centres = 0
         for start in range(0, train.shape[0], CENTRES_AT_ONCE):
             self._add_training(train[start : start + CENTRES_AT_ONCE] - mean)
@@ -65,9 +67,9 @@ class NearestCentre:
 
     def _lower_bound(self, pick: int) -> Tensor:
         """(n,) numbers that the squared distances to ``pick`` are not below."""
-        products = (self.points[pick].to(torch.float32) @ self._coarse).to(torch.float64)
+        products = (self._coarse[:, pick].contiguous() @ self._coarse).to(torch.float64)
         return (
-            products.mul_(-2.0)
+            products.mul_(-2.0 * self._size.square())
             .add_(self.squares, alpha=1.0 - self._slack)
             .add_((1.0 - self._slack) * self.squares[pick])
         )
