@@ -47,7 +47,7 @@ def main() -> None:
             split_seed=SPLIT_SEED,
             seed=training.SEED,
             minutes=f"about {minutes} minutes",
-                versions=versions,
+            versions=versions,
             errors="\n".join(rows),
             dynamics_seed=DYNAMICS_SEED,
             temperature=facts["dynamics"]["mean_temperature_K"],

@@ -34,6 +34,7 @@ def hot_dynamics(molecule: Molecule, others: list[Molecule], rng: np.random.Gene
     structure = _conformer(molecule, rng)
     temperature = float(rng.choice(HOT_TEMPERATURES_K))
     MaxwellBoltzmannDistribution(structure, temperature_K=2 * temperature, rng=rng)
+    # ASE's default holds the centre of mass and so heats small molecules: see the data card.
     dynamics = Langevin(
         structure, HOT_TIMESTEP_FS * units.fs, temperature_K=temperature, friction=0.02 / units.fs, rng=rng
     )

@@ -50,6 +50,7 @@ def thermal_frames(molecule: Molecule) -> list[Atoms]:
         rng = np.random.default_rng(seed)
         # The start is a minimum, so half of this kinetic energy soon turns into potential energy.
         MaxwellBoltzmannDistribution(structure, temperature_K=2 * temperature, rng=rng)
+        # ASE's default holds the centre of mass and so heats small molecules: see the data card.
         dynamics = Langevin(
             structure,
             TIMESTEP_FS * units.fs,
