@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from ase import Atoms
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from selectron.errors import SelectronError
 from selectron.potentials.base import Evaluation
@@ -58,6 +59,11 @@ class MacePotential:
                 f"{name} is not a MACE energy model but a {type(model).__name__}: selectron reads mace-torch models of "
                 "class MACE or ScaleShiftMACE."
             )
+        wanted = getattr(model, "embedding_specs", None)
+        if wanted:
+            raise SelectronError(
+                f"{name} takes {' and '.join(wanted)} of each structure as input, which selectron does not hand to models."
+            )
         self.name = name
         self.device = usable_device(device)
         self.dtype = dtype
@@ -99,7 +105,7 @@ class MacePotential:
         ptr = torch.zeros(batch.n_structures + 1, dtype=torch.int64, device=self.device)
         ptr[1:] = torch.cumsum(batch.counts, 0)
         return {
-            "positions": batch.positions.detach().clone(),
+            "positions": batch.positions.clone(),
             "node_attrs": one_hot,
             "edge_index": batch.edge_index,
             "shifts": batch.shifts,
@@ -129,7 +135,10 @@ class MacePotential:
 
     def compose(self, batch: GraphBatch) -> None:
         """Tells the exchanged layers what the batch consists of; comes before each call of ``fast_model``."""
-        self._holder.current = Composition(self.species(batch), batch.system_idx, batch.counts, batch.edge_counts)
+        received = torch.bincount(batch.edge_index[1], minlength=len(batch.numbers))
+        self._holder.current = Composition(
+            self.species(batch), batch.system_idx, batch.counts, batch.edge_counts, received
+        )
 
     def parameter_gradients(self, batch: GraphBatch, parameters: frozenset[str] | None = None) -> Iterator[Gradient]:
         """∂E_b/∂θ of each structure b, from one forward and one backward pass of the whole batch.
@@ -167,6 +176,23 @@ class MacePotential:
                 for part in record.layer.gradients(record, gradient)
                 if parameters is None or part.slot.parameter in parameters
             )
+
+    def parameter_gradient_tangents(
+        self, batch: GraphBatch, directions: Tensor, parameters: frozenset[str] | None = None
+    ) -> Iterator[Gradient]:
+        """d/dτ ∂E_b/∂θ (r + τ u) at τ = 0 for each structure b, exactly, by forward-mode differentiation of the gradient.
+
+        Args:
+            batch: the structures.
+            directions: u, (N, 3), Å; every structure moves along its own part.
+            parameters: as for :meth:`parameter_gradients`.
+
+        With a layer's gradient Σ x ⊗ g its tangent is Σ ẋ ⊗ g + x ⊗ ġ; both terms come as one :class:`Gradient`.
+        """
+        with forward_ad.dual_level():
+            moved = batch._replace(positions=forward_ad.make_dual(batch.positions.detach().clone(), directions))
+            for gradient in self.parameter_gradients(moved, parameters):
+                yield _tangent(gradient)
 
     def _loose_gradients(self, energies: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
         rows: list[list[Tensor]] = [[] for _ in weights]
@@ -209,6 +235,24 @@ def _touches(layer: RecordedLayer, parameters: frozenset[str] | None) -> bool:
     return parameters is None or any(name in parameters for name in own)
 
 
+def _tangent(gradient: Gradient) -> Gradient:
+    right, right_tangent = _primal_and_tangent(gradient.right)
+    if gradient.left is None:
+        return gradient._replace(right=right_tangent)
+    assert gradient.counts is not None
+    left, left_tangent = _primal_and_tangent(gradient.left)
+    return gradient._replace(
+        left=torch.stack([left_tangent, left], dim=1).flatten(0, 1),
+        right=torch.stack([right, right_tangent], dim=1).flatten(0, 1),
+        counts=gradient.counts * 2,
+    )
+
+
+def _primal_and_tangent(value: Tensor) -> tuple[Tensor, Tensor]:
+    primal, tangent = forward_ad.unpack_dual(value)
+    return primal.detach(), torch.zeros_like(primal) if tangent is None else tangent.detach()
+
+
 def _choose_head(heads: list[str], head: str | None, name: str) -> str:
     if head is not None:
         if head not in heads:
@@ -248,6 +292,8 @@ def usable_device(device: torch.device | str) -> torch.device:
         raise SelectronError(f"{device!r} is no device; say cpu, cuda or cuda:N.") from None
     if wanted.type == "cuda" and not torch.cuda.is_available():
         raise SelectronError("This machine has no CUDA device that PyTorch can use; say --device cpu.")
+    if wanted.type == "cuda" and (wanted.index or 0) >= torch.cuda.device_count():
+        raise SelectronError(f"There is no device {wanted}: this machine has {torch.cuda.device_count()} CUDA devices.")
     if wanted.type not in {"cpu", "cuda"}:
         raise SelectronError(f"{device!r} is no device selectron runs on; say cpu or cuda.")
     return wanted
@@ -306,12 +352,16 @@ def _default_dtype_kept() -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
+_CONSTANT = {"alpha": 20.0, "beta": 0.0}
+
+
 def reinitialise(model: torch.nn.Module, seed: int) -> None:
     """Draws every parameter anew, in place, from the distribution that mace-torch 0.3.16 initialises it with.
 
-    e3nn linear maps, tensor products and radial layers: standard normal; symmetric contractions: normal with
-    standard deviation 1 / number of paths; ``torch.nn`` layers: their own ``reset_parameters``; what is left, a normal
-    with the trained parameter's own root mean square.
+    e3nn linear maps, tensor products and radial layers: standard normal, their biases zero, the embeddings of sender and
+    receiver in a non-linear interaction uniform in ±0.001; symmetric contractions: normal with standard deviation
+    1 / number of paths; density normalisation: α = 20, β = 0; ``torch.nn`` layers: their own ``reset_parameters``; what is
+    left, a normal with the trained parameter's own root mean square.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -323,7 +373,7 @@ def reinitialise(model: torch.nn.Module, seed: int) -> None:
         torch.manual_seed(seed)
         done: set[int] = set()
         module: Any
-        for module in model.modules():
+        for module_name, module in model.named_modules():
             own: list[Any] = list(module.parameters(recurse=False))
             if not own:
                 continue
@@ -335,8 +385,18 @@ def reinitialise(model: torch.nn.Module, seed: int) -> None:
                         weight.copy_(normal_like(weight, 1.0 / weight.shape[1]))
                     done.add(id(weight))
             else:
-                for parameter in own:
+                for name, parameter in module.named_parameters(recurse=False):
                     if id(parameter) in done:
+                        continue
+                    if name in _CONSTANT and type(module).__name__ == "RealAgnosticResidualNonLinearInteractionBlock":
+                        parameter.fill_(_CONSTANT[name])
+                        continue
+                    if name == "bias":
+                        parameter.zero_()
+                        continue
+                    if module_name.endswith(("source_embedding", "target_embedding")):
+                        draw = torch.rand(parameter.shape, generator=generator, dtype=torch.float64)
+                        parameter.copy_(((2.0 * draw - 1.0) * 1e-3).to(parameter.device, parameter.dtype))
                         continue
                     known = type(module).__name__ in {"Linear", "FullyConnectedTensorProduct", "_Layer"}
                     scale = 1.0 if known else float(parameter.double().square().mean().sqrt())
