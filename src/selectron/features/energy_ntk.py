@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from selectron.errors import SelectronError
 from selectron.features.base import Normalisation, fingerprint, normalised
 from selectron.features.sketch import Sketch, place_exactly
 from selectron.potentials.mace import MacePotential
+from selectron.potentials.mace_modules import Gradient
 from selectron.rows import Rows, one_row_each
 from selectron.structures.graphs import GraphBatch
 
@@ -84,6 +85,12 @@ class EnergyNTKFeatures:
         return normalised(one_row_each(self._gradient_rows(batch)), batch.counts, self.normalise)
 
 
+def detached(gradient: Gradient) -> Gradient:
+    """The same without an autograd graph."""
+    left = None if gradient.left is None else gradient.left.detach()
+    return gradient._replace(left=left, right=gradient.right.detach())
+
+
 class GradientRows:
     """S ∂E_b/∂θ for the structures of a batch, (B, D)."""
 
@@ -100,8 +107,15 @@ class GradientRows:
 
     def __call__(self, batch: GraphBatch) -> torch.Tensor:
         """(B, D) on the potential's device."""
+        return self._collect(batch, self.potential.parameter_gradients(batch, self.parameters))
+
+    def tangents(self, batch: GraphBatch, directions: torch.Tensor) -> torch.Tensor:
+        """(B, D): the derivative of the rows as every structure moves along its part of ``directions`` (N, 3)."""
+        return self._collect(batch, self.potential.parameter_gradient_tangents(batch, directions, self.parameters))
+
+    def _collect(self, batch: GraphBatch, gradients: Iterable[Gradient]) -> torch.Tensor:
         out = torch.zeros(batch.n_structures, self.dim, dtype=self.potential.dtype, device=self.potential.device)
-        for gradient in self.potential.parameter_gradients(batch, self.parameters):
+        for gradient in map(detached, gradients):
             if self.starts is None:
                 out.index_add_(0, gradient.structures, self.sketch.apply(gradient))
             else:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from selectron.potentials.mace_modules import Gradient, Slot
+from selectron.potentials.outer import sum_of_outer_products
 
 _CHUNK = 1 << 24  # entries of per-structure gradients formed at a time
 
@@ -85,22 +86,6 @@ class Sketch:
                 int(torch.randint(0, self.dim, (1,), generator=generator)),
             )
         return self._tables[slot]
-
-
-def sum_of_outer_products(left: Tensor, right: Tensor, counts: Tensor) -> Tensor:
-    """(G, A, C): Σ over the items of each group of left ⊗ right.
-
-    ``left`` (n, A) and ``right`` (n, C) are sorted by group, ``counts`` (G,) items each.
-    """
-    groups, longest = counts.shape[0], int(counts.max()) if counts.numel() else 0
-    if left.shape[0] != groups * longest:  # groups of different length: pad with zeros
-        position = torch.arange(longest, device=counts.device)
-        starts = torch.cumsum(counts, 0) - counts
-        inside = position < counts.unsqueeze(1)
-        index = torch.where(inside, starts.unsqueeze(1) + position, 0).flatten()
-        left = left[index] * inside.flatten().unsqueeze(1)
-        right = right[index]
-    return torch.bmm(left.view(groups, longest, -1).transpose(1, 2), right.reshape(groups, longest, -1))
 
 
 def _chunks(left: Tensor, right: Tensor, counts: Tensor, per_group: int) -> list[tuple[Tensor, Tensor, Tensor]]:

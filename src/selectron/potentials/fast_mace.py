@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from selectron.potentials.edge_modules import NeighbourConvolution, SphericalHarmonics, is_neighbour_product
 from selectron.potentials.mace_modules import (
     AffineLayer,
     CompositionHolder,
@@ -41,8 +42,44 @@ def recorded_copy(model: torch.nn.Module) -> tuple[torch.nn.Module, CompositionH
         setattr(parent, child, replacement)
         layers.append(replacement)
         owned.update(f"{name}.{parameter}" for parameter, _ in module.named_parameters())
+    _make_twice_differentiable(clone)
+    _exchange_edge_operations(clone, holder)
     left_over = [name for name, _ in model.named_parameters() if name not in owned]
     return clone, holder, layers, left_over
+
+
+def _exchange_edge_operations(model: Any, holder: CompositionHolder) -> None:
+    harmonics = model.spherical_harmonics
+    plain = harmonics._is_range_lmax and harmonics.normalize and harmonics.normalization == "component"
+    if plain:
+        model.spherical_harmonics = SphericalHarmonics(harmonics._lmax).to(model.r_max.device)
+    for interaction in model.interactions:
+        if type(interaction.conv_tp).__name__ == "TensorProduct" and is_neighbour_product(interaction.conv_tp):
+            interaction.conv_tp = NeighbourConvolution(interaction.conv_tp, holder).to(model.r_max.device)
+            interaction.conv_fusion = True  # mace-torch then leaves the sum over neighbours to the convolution
+
+
+def swish(x: torch.Tensor) -> torch.Tensor:
+    """x σ(x): ``silu`` of operations whose derivatives all have forward-mode derivatives."""
+    return x * torch.sigmoid(x)
+
+
+class Swish(torch.nn.Module):
+    """:func:`swish` as a module."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Elementwise."""
+        return swish(x)
+
+
+def _make_twice_differentiable(model: torch.nn.Module) -> None:
+    """Exchanges ``silu``: PyTorch has no forward-mode derivative of its backward pass, which force rows need."""
+    for name, module in list(model.named_modules()):
+        if type(module).__name__ == "normalize2mom" and getattr(module, "f", None) is torch.nn.functional.silu:
+            module.f = swish
+        elif isinstance(module, torch.nn.SiLU):
+            parent_name, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent_name), child, Swish())
 
 
 def _replacement(module: torch.nn.Module, name: str, holder: CompositionHolder) -> RecordedLayer | None:

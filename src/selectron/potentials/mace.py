@@ -21,11 +21,8 @@ from selectron.errors import SelectronError
 from selectron.potentials.base import Evaluation
 from selectron.potentials.fast_mace import recorded_copy
 from selectron.potentials.mace_modules import Composition, Gradient, RecordedLayer, Slot, Tape
+from selectron.potentials.mace_torch import MACE
 from selectron.structures.graphs import GraphBatch, collate
-
-with contextlib.redirect_stdout(io.StringIO()):  # it prints which accelerators are missing
-    import mace  # noqa: F401  must come before e3nn: it makes e3nn 0.4.4 load under torch >= 2.6
-    from mace.modules.models import MACE
 
 CAPABILITIES = frozenset({"energy", "forces", "stress", "node-features", "parameter-gradients"})
 

@@ -62,6 +62,7 @@ class Composition:
     system_idx: Tensor
     atom_counts: Tensor
     edge_counts: Tensor
+    receiver_counts: Tensor
     by_element: list[tuple[int, Tensor]] = field(default_factory=list)
     """(element index, atoms of it in ascending order) for the elements that are there."""
 

@@ -29,7 +29,7 @@ class GraphBatch(NamedTuple):
     | unit_shifts   | (E, 3)    | whole lattice vectors that the receiver's image is away              |
     | edge_counts   | (B,)      | int64, edges of each structure                                       |
 
-    Edges are grouped by structure, in the order of the structures. A batch for a potential without a cutoff has
+    Edges are sorted by receiver, and so grouped by structure. A batch for a potential without a cutoff has
     no edges.
     """
 
@@ -58,16 +58,44 @@ class GraphBatch(NamedTuple):
         """(E,) int64: the structure an edge belongs to."""
         return self.system_idx[self.edge_index[0]]
 
+    def take(self, structures: Tensor) -> GraphBatch:
+        """The structures ``structures`` (K,) of this batch, in that order; one may come more than once."""
+        atoms, owner = _blocks(self.counts, structures)
+        edges, edge_owner = _blocks(self.edge_counts, structures)
+        counts = self.counts[structures]
+        starts = torch.cumsum(self.counts, 0) - self.counts
+        shift = (torch.cumsum(counts, 0) - counts - starts[structures])[edge_owner]
+        return GraphBatch(
+            positions=self.positions[atoms],
+            numbers=self.numbers[atoms],
+            system_idx=owner,
+            counts=counts,
+            cell=self.cell[structures],
+            pbc=self.pbc[structures],
+            edge_index=self.edge_index[:, edges] + shift,
+            unit_shifts=self.unit_shifts[edges],
+            edge_counts=self.edge_counts[structures],
+        )
+
     def to(self, device: torch.device | str, dtype: torch.dtype) -> GraphBatch:
         """The same batch on ``device``, its floating-point fields in ``dtype``."""
         return GraphBatch(*(f.to(device, dtype) if f.is_floating_point() else f.to(device) for f in self))
 
 
+def _blocks(counts: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """Items of the blocks ``chosen`` one after the other, and which of the chosen blocks each belongs to."""
+    sizes = counts[chosen]
+    owner = torch.repeat_interleave(torch.arange(len(chosen), device=counts.device), sizes)
+    starts = torch.cumsum(counts, 0) - counts
+    within = torch.arange(len(owner), device=counts.device) - (torch.cumsum(sizes, 0) - sizes)[owner]
+    return starts[chosen][owner] + within, owner
+
+
 def neighbours(atoms: Atoms, cutoff_A: float) -> tuple[np.ndarray, np.ndarray]:
     """Directed edges of all pairs, periodic images included, closer than ``cutoff_A``.
 
-    Returns the pair (edge_index (2, E) int64, unit_shifts (E, 3) float64). An atom is the neighbour of its own
-    periodic images but not of itself.
+    Returns the pair (edge_index (2, E) int64, sorted by receiver, unit_shifts (E, 3) float64). An atom is the neighbour
+    of its own periodic images but not of itself.
     """
     positions = atoms.positions
     pbc = atoms.pbc
@@ -76,7 +104,8 @@ def neighbours(atoms: Atoms, cutoff_A: float) -> tuple[np.ndarray, np.ndarray]:
             difference = positions[:, None] - positions[None]
             close = np.einsum("ijx,ijx->ij", difference, difference) < cutoff_A * cutoff_A
             np.fill_diagonal(close, False)
-            edge_index = np.stack(np.nonzero(close))
+            receiver, sender = np.nonzero(close)
+            edge_index = np.stack([sender, receiver])
             return edge_index, np.zeros((edge_index.shape[1], 3))
         extent = np.ptp(positions, axis=0) + 2 * cutoff_A + 1.0
         cell = np.diag(extent)
@@ -84,8 +113,9 @@ def neighbours(atoms: Atoms, cutoff_A: float) -> tuple[np.ndarray, np.ndarray]:
         cell = atoms.cell.array.copy()
         if not pbc.all():
             cell = _complete_cell(cell, pbc, positions, cutoff_A)
-    sender, receiver, shift = neighbour_list("ijS", pbc=pbc, cell=cell, positions=positions, cutoff=cutoff_A)
-    return np.stack([sender, receiver]).astype(np.int64), shift.astype(np.float64)
+    # matscipy sorts by its first index: it is the receiver here, and the vector from sender to receiver turns round
+    receiver, sender, shift = neighbour_list("ijS", pbc=pbc, cell=cell, positions=positions, cutoff=cutoff_A)
+    return np.stack([sender, receiver]).astype(np.int64), -shift.astype(np.float64)
 
 
 def _complete_cell(cell: np.ndarray, pbc: np.ndarray, positions: np.ndarray, cutoff_A: float) -> np.ndarray:

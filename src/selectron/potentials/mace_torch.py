@@ -1,0 +1,16 @@
+"""mace-torch and e3nn, imported in the order that works and without what they print.
+
+``mace`` must come before ``e3nn``: it makes e3nn 0.4.4 load under torch >= 2.6.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+
+with contextlib.redirect_stdout(io.StringIO()):  # it prints which accelerators are missing
+    import mace  # noqa: F401
+    from e3nn import o3
+    from mace.modules.models import MACE
+
+__all__ = ["MACE", "o3"]
