@@ -4,6 +4,7 @@ from selectron.features.activation import ActivationFeatures
 from selectron.features.base import FeatureMap
 from selectron.features.energy_ntk import EnergyNTKFeatures
 from selectron.features.extract import extract
+from selectron.features.force_ntk import ForceNTKFeatures, JointNTKFeatures
 from selectron.features.registry import FEATURES, FeatureInfo, FeatureOptions, make_features
 from selectron.features.soap import SoapFeatures
 from selectron.features.store import FeatureStore, default_cache
@@ -16,6 +17,8 @@ __all__ = [
     "FeatureMap",
     "FeatureOptions",
     "FeatureStore",
+    "ForceNTKFeatures",
+    "JointNTKFeatures",
     "SoapFeatures",
     "default_cache",
     "extract",

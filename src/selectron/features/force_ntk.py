@@ -70,9 +70,17 @@ class ForceNTKFeatures:
     def _more_settings(self) -> dict[str, Any]:
         return {}
 
+    leading_rows = 0
+    """Rows of a structure that come before its force rows."""
+
+    @property
+    def per_atom(self) -> bool:
+        """Whether a structure's force rows are those of its atoms, three each."""
+        return self.probes == "exact"
+
     def nominal_rows(self, atoms: Tensor) -> Tensor:
         """How many rows a structure with so many atoms stands for, whatever the number of probes."""
-        return 3 * atoms
+        return 3 * atoms + self.leading_rows
 
     def rows(self, structures: Sequence[Atoms]) -> Rows:
         """p rows a structure, or 3N."""
@@ -103,6 +111,7 @@ class JointNTKFeatures(ForceNTKFeatures):
     """
 
     name = "joint-ntk"
+    leading_rows = 1
 
     def __init__(
         self, potential: MacePotential, *, energy_weight: float = 1.0, force_weight: float = 10.0, **options: Any
@@ -114,10 +123,6 @@ class JointNTKFeatures(ForceNTKFeatures):
 
     def _more_settings(self) -> dict[str, Any]:
         return {"weight_ratio": self.energy_weight / self.force_weight}
-
-    def nominal_rows(self, atoms: Tensor) -> Tensor:
-        """3N + 1."""
-        return 3 * atoms + 1
 
     def rows(self, structures: Sequence[Atoms]) -> Rows:
         """1 + p rows a structure, or 1 + 3N, the energy row first."""
