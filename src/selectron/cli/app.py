@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
+import signal
 import sys
+import traceback
 import warnings
+from collections.abc import Sequence
+from types import FrameType
+from typing import Annotated
 
 # threads that wait should sleep: spinning is many times slower as soon as another program wants the cores
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -17,16 +21,20 @@ warnings.filterwarnings("ignore", message=".*(TORCH_FORCE|weights_only|TorchScri
 import typer  # noqa: E402
 
 from selectron import __version__  # noqa: E402
+from selectron.cli import demo, lists, score, select  # noqa: E402
 from selectron.errors import SelectronError  # noqa: E402
 
 app = typer.Typer(
     name="selectron",
     help="Find the structures worth a quantum-chemistry label.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+for _module in (select, score, lists, demo):
+    _module.register(app)
+
+STOPPED = "Stopped. Feature rows that are in the cache already are not computed again."
 
 
 def _version(wanted: bool) -> None:
@@ -37,50 +45,62 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _common(
-    debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error."),
-    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Show the version."),
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error; may stand anywhere in the line.")
+    ] = False,
 ) -> None:
     """Find the structures worth a quantum-chemistry label."""
-    del version
-    if debug:
-        os.environ["SELECTRON_DEBUG"] = "1"
+    del version, debug
 
 
-def main() -> None:
-    """Runs the command line; a SelectronError becomes one sentence and exit code 2."""
-    from selectron.cli import demo, lists, score, select
-
-    for module in (select, score, lists, demo):
-        module.register(app)
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command line and exits: 0 done, 2 bad input (one sentence), 1 a bug, 130 Ctrl-C, 143 terminated."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    given = [one for one in given if one != "--debug"] or ["--help"]
+    signal.signal(signal.SIGTERM, _terminate)
+    code = 0
     try:
-        app(standalone_mode=True)
-    except SelectronError as error:
-        if os.environ.get("SELECTRON_DEBUG"):
-            raise
-        _say(f"Error: {_sentence(error)}")
-        sys.exit(2)
-    except KeyboardInterrupt:
-        _say("Stopped. Feature rows computed so far are kept; the same command goes on from there.")
-        sys.exit(130)
+        # Exit and --help come back as an exit code, or None
+        code = app(given, prog_name="selectron", standalone_mode=False) or 0
+        sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
-    except OSError as error:
-        if os.environ.get("SELECTRON_DEBUG"):
-            raise
-        _say(f"Error: {error.strerror or error}{f': {error.filename}' if error.filename else ''}.")
-        sys.exit(2)
+        # whoever read our output has gone; what is left of it goes nowhere, without a word
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        code = 141
+    except (KeyboardInterrupt, typer.Abort):
+        code = _say(STOPPED, 130)
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        text, code = _explained(error, debug)
+        if text:
+            _say(f"Error: {text}", code)
+    sys.exit(code)
 
 
-def _sentence(error: SelectronError) -> str:
-    text = str(error)
-    return text[:1].upper() + text[1:] if text and not text.startswith(("mace", "torch")) else text
+def _explained(error: Exception, debug: bool) -> tuple[str, int]:
+    """What to say about ``error``, and the exit code."""
+    if isinstance(error, SelectronError):
+        return str(error), 2
+    if isinstance(error, typer.BadParameter.__mro__[2]):  # any error of usage; typer does not export their base class
+        usage = error.format_message()  # type: ignore[attr-defined]
+        return f"{usage.rstrip('.')}; --help shows what there is." if usage else "", 2
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}{f': {error.filename}' if error.filename else ''}.", 2
+    hint = "" if debug else "; run it again with --debug to see where, and report it"
+    return f"selectron met what it does not expect ({type(error).__name__}: {error}){hint}.", 1
 
 
-def _say(text: str) -> None:
+def _say(text: str, code: int) -> int:
     print(text, file=sys.stderr, flush=True)
+    return code
 
 
-def have(package: str) -> bool:
-    """Whether ``package`` can be imported here."""
-    return importlib.util.find_spec(package) is not None
+def _terminate(number: int, frame: FrameType | None) -> None:
+    """Leaves by way of an exception, so that drafts of outputs are removed."""
+    del frame
+    sys.exit(128 + number)

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import typer
 
-from selectron.acquisition import SELECTORS
-from selectron.features import FEATURES
-from selectron.potentials.load import FOUNDATION_MODELS, cached_foundation_file
-
 
 def register(app: typer.Typer) -> None:
     """Adds the commands to ``app``."""
@@ -18,6 +14,8 @@ def register(app: typer.Typer) -> None:
 
 def models() -> None:
     """List the models that --model knows by name."""
+    from selectron.potentials.load import FOUNDATION_MODELS, cached_foundation_file
+
     lines = {"embedded": "comes with selectron: 32 channels, H C N O, GFN2-xTB energies; MIT"}
     for name, model in FOUNDATION_MODELS.items():
         where = "in mace-torch's cache" if cached_foundation_file(name) else "mace-torch downloads it once"
@@ -29,11 +27,15 @@ def models() -> None:
 
 def features() -> None:
     """List the feature maps."""
+    from selectron.features import FEATURES
+
     _print({name: info.summary for name, info in FEATURES.items()})
 
 
 def selectors() -> None:
     """List the selectors."""
+    from selectron.acquisition import SELECTORS
+
     _print({name: info.summary for name, info in SELECTORS.items()})
 
 

@@ -1,22 +1,32 @@
-"""Options that several commands share, and what they amount to."""
+"""Options that several commands share, and what they amount to.
+
+Torch and mace-torch take seconds to import, so modules of the command line import them where a command needs them.
+"""
 
 from __future__ import annotations
 
+import math
+import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from selectron.errors import SelectronError
-from selectron.features import FeatureMap, FeatureOptions, FeatureStore, default_cache, make_features
-from selectron.potentials import Committee, Potential, load_potential
-from selectron.screening import default_checks
-from selectron.structures import Checks, Pool
+
+if TYPE_CHECKING:
+    from selectron.features import FeatureMap, FeatureOptions, FeatureStore
+    from selectron.potentials import Committee, Potential
+    from selectron.structures import Checks, Pool
 
 PoolArgument = Annotated[
     list[str],
-    typer.Argument(help="Files, globs or folders with candidate structures; 'embedded' for the pool that comes along."),
+    typer.Argument(
+        metavar="POOL...",
+        help="Files, globs or folders with candidate structures; 'embedded' for the pool that comes along.",
+    ),
 ]
 ModelOption = Annotated[
     list[str],
@@ -24,7 +34,7 @@ ModelOption = Annotated[
         "--model",
         "-m",
         help="A mace-torch .model file (a pickle: open only what you trust), 'embedded', or a name from 'selectron models'. "
-        "More than once for a committee.",
+        "More than once for a committee; features come from the first.",
     ),
 ]
 TrainOption = Annotated[
@@ -91,12 +101,17 @@ def set_up(
     no_cache: bool,
 ) -> Setup:
     """Opens files and models; raises SelectronError with one sentence for what cannot be used."""
+    from selectron.features import FeatureStore, default_cache, make_features
+    from selectron.potentials import Committee, load_potential
+    from selectron.screening import default_checks
+    from selectron.structures import Pool
+
     size = parse_batch_size(batch_size)
+    if min_distance is not None and not (math.isfinite(min_distance) and min_distance >= 0.0):
+        raise SelectronError(f"The smallest distance between atoms is a length in Å from 0, not {min_distance}.")
     opened = Pool.open(pool)
     opened_train = Pool.open(train) if train else None
     potentials = [load_potential(spec, device=device, dtype=dtype, head=head) for spec in model]
-    if not potentials and features != "soap":
-        raise SelectronError(f"{features} features are made from a model: name one with --model.")
     feature_map = make_features(features, potentials[0] if potentials else None, options)
     committee = Committee(potentials) if len(potentials) > 1 else None
     folder = None if no_cache else (cache or default_cache()) / "features"
@@ -116,15 +131,22 @@ def parse_batch_size(text: str) -> int | None:
     """None for "auto"."""
     if text == "auto":
         return None
-    if not text.isdigit() or int(text) < 1:
+    if not text.isdecimal() or int(text) < 1:
         raise SelectronError(f"The batch size is 'auto' or a whole number from 1, not {text!r}.")
     return int(text)
 
 
-def writable(path: Path) -> Path:
-    """``path``, or a sentence where its folder is missing, before any work is done."""
-    if path.is_dir():
-        raise SelectronError(f"{path} is a folder; name a file for the output.")
-    if not path.absolute().parent.is_dir():
-        raise SelectronError(f"The folder {path.parent} for the output does not exist.")
-    return path
+def check_outputs(outputs: Iterable[Path], inputs: Iterable[str]) -> None:
+    """A sentence, before any work is done, where an output cannot be written or would replace an input or another output."""
+    taken = {os.path.realpath(Path(one).expanduser()) for one in inputs}
+    for path in outputs:
+        real = Path(os.path.realpath(path))
+        if real.is_dir():
+            raise SelectronError(f"{path} is a folder; name a file for the output.")
+        if not real.parent.is_dir():
+            raise SelectronError(f"The folder {path.parent} for the output {path.name} does not exist.")
+        if not os.access(real.parent, os.W_OK | os.X_OK):
+            raise SelectronError(f"You may not write into the folder {path.parent}, where {path.name} should go.")
+        if str(real) in taken:
+            raise SelectronError(f"{path} would be written over an input or another output; choose another name.")
+        taken.add(str(real))

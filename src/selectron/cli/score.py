@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated
 
@@ -10,11 +11,7 @@ from rich.console import Console
 
 from selectron.cli import options as o
 from selectron.cli.progress import progress_for
-from selectron.cli.select import DEFAULT_FEATURES, summarise
-from selectron.features import FeatureOptions
-from selectron.screening import screen, write_scores
-from selectron.screening.screen import RELATIVE_NOISE
-from selectron.structures import Quarantine
+from selectron.cli.select import DEFAULT_FEATURES, DEFAULT_NOISE, summarise
 
 
 def register(app: typer.Typer) -> None:
@@ -31,7 +28,7 @@ def score(
     dim: o.DimOption = 512,
     parameters: o.ParametersOption = "all",
     normalise: o.NormaliseOption = "none",
-    noise: o.NoiseOption = RELATIVE_NOISE,
+    noise: o.NoiseOption = DEFAULT_NOISE,
     head: o.HeadOption = None,
     device: o.DeviceOption = "cpu",
     dtype: o.DtypeOption = "float32",
@@ -43,7 +40,13 @@ def score(
     quarantine: o.QuarantineOption = None,
 ) -> None:
     """Write the posterior variance of every structure of a pool."""
-    output = o.writable(output)
+    listed = quarantine or output.with_name("quarantine.csv")
+    o.check_outputs([output, listed], [*pool, *train, *model])
+
+    from selectron.features import FeatureOptions
+    from selectron.screening import screen, write_scores
+    from selectron.structures import Quarantine
+
     setup = o.set_up(
         pool,
         model,
@@ -59,21 +62,19 @@ def score(
         no_cache=no_cache,
     )
     console = Console()
-    with (
-        Quarantine(quarantine or output.with_name("quarantine.csv")) as bad,
-        progress_for(Console(stderr=True)) as progress,
-    ):
-        screening = screen(
-            setup.pool,
-            setup.features,
-            train=setup.train,
-            checks=setup.checks,
-            quarantine=bad,
-            store=setup.store,
-            batch_size=setup.batch_size,
-            noise=noise,
-            progress=progress,
-        )
-    write_scores(screening, output)
+    with closing(setup.store):
+        with Quarantine(listed) as bad, progress_for(Console(stderr=True)) as progress:
+            screening = screen(
+                setup.pool,
+                setup.features,
+                train=setup.train,
+                checks=setup.checks,
+                quarantine=bad,
+                store=setup.store,
+                batch_size=setup.batch_size,
+                noise=noise,
+                progress=progress,
+            )
+        write_scores(screening, output)
     summarise(screening, setup, bad, console)
     console.print(f"wrote {output}", soft_wrap=True, highlight=False)

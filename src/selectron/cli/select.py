@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -11,13 +12,12 @@ from rich.console import Console
 from selectron.cli import options as o
 from selectron.cli.progress import progress_for
 from selectron.errors import SelectronError
-from selectron.features import FeatureOptions
-from selectron.report.table import picks_table
-from selectron.screening import Screening, draw, pick_rows, screen, write_picks, write_scores
-from selectron.screening.screen import RELATIVE_NOISE
-from selectron.structures import Quarantine
 
-DEFAULT_FEATURES, DEFAULT_SELECTOR = "energy-ntk", "ipv"
+if TYPE_CHECKING:
+    from selectron.screening import Screening
+    from selectron.structures import Quarantine
+
+DEFAULT_FEATURES, DEFAULT_SELECTOR, DEFAULT_NOISE = "energy-ntk", "ipv", 1e-3
 
 
 def register(app: typer.Typer) -> None:
@@ -32,7 +32,9 @@ def select(
     train: o.TrainOption = [],  # noqa: B006
     features: o.FeaturesOption = DEFAULT_FEATURES,
     selector: Annotated[str, typer.Option("--selector", "-s", help="See 'selectron selectors'.")] = DEFAULT_SELECTOR,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The picks, as extended XYZ.")] = Path("picks.extxyz"),
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The picks, as extended XYZ; gzipped where it ends in .gz.")
+    ] = Path("picks.extxyz"),
     shortlist: Annotated[
         int | None,
         typer.Option(help="The selector sees so many of the largest variances.", show_default="all, up to 20,000"),
@@ -42,7 +44,7 @@ def select(
     dim: o.DimOption = 512,
     parameters: o.ParametersOption = "all",
     normalise: o.NormaliseOption = "none",
-    noise: o.NoiseOption = RELATIVE_NOISE,
+    noise: o.NoiseOption = DEFAULT_NOISE,
     head: o.HeadOption = None,
     device: o.DeviceOption = "cpu",
     dtype: o.DtypeOption = "float32",
@@ -56,8 +58,17 @@ def select(
     """Pick the most informative structures of a pool with a pretrained model."""
     if budget < 1:
         raise SelectronError(f"The budget is the number of structures to pick, at least 1, not {budget}.")
-    output = o.writable(output)
-    console, log = Console(), Console(stderr=True)
+    listed = quarantine or output.with_name("quarantine.csv")
+    images = _images(output) if picture else []
+    tables = [scores] if scores is not None else []
+    o.check_outputs([output, *tables, *images, listed], [*pool, *train, *model])
+
+    from selectron.features import FeatureOptions
+    from selectron.report.table import picks_table
+    from selectron.screening import check_selection, draw, pick_rows, screen, write_picks, write_scores
+    from selectron.structures import Quarantine
+
+    check_selection(selector, budget, len(model), shortlist)
     setup = o.set_up(
         pool,
         model,
@@ -72,49 +83,60 @@ def select(
         cache=cache,
         no_cache=no_cache,
     )
-    with (
-        Quarantine(quarantine or output.with_name("quarantine.csv")) as bad,
-        progress_for(log) as progress,
-    ):
-        screening = screen(
-            setup.pool,
-            setup.features,
-            train=setup.train,
-            selector=selector,
-            budget=budget,
-            shortlist=shortlist,
-            committee=setup.committee,
-            checks=setup.checks,
-            quarantine=bad,
-            store=setup.store,
-            batch_size=setup.batch_size,
-            noise=noise,
-            seed=seed,
-            progress=progress,
-        )
-    write_picks(screening, output)
-    written = [output]
-    if scores is not None:
-        write_scores(screening, o.writable(scores))
-        written.append(scores)
-    if picture and len(screening.catalogue):
-        names = ", ".join(potential.name for potential in setup.potentials) or "no model"
-        images = [output.with_suffix(".png"), output.with_suffix(".html")]
-        draw(screening, *images, subtitle=f"{features} of {names}, {selector}, budget {budget}")
-        written += images
+    console, log = Console(), Console(stderr=True)
+    with closing(setup.store):
+        with Quarantine(listed) as bad, progress_for(log) as progress:
+            screening = screen(
+                setup.pool,
+                setup.features,
+                train=setup.train,
+                selector=selector,
+                budget=budget,
+                shortlist=shortlist,
+                committee=setup.committee,
+                checks=setup.checks,
+                quarantine=bad,
+                store=setup.store,
+                batch_size=setup.batch_size,
+                noise=noise,
+                seed=seed,
+                progress=progress,
+            )
+        write_picks(screening, output)
+        for table in tables:
+            write_scores(screening, table)
+        if images:
+            names = ", ".join(potential.name for potential in setup.potentials) or "no model"
+            draw(screening, *images, subtitle=f"{features} of {names}, {selector}, budget {budget}")
     summarise(screening, setup, bad, console)
     if screening.picks:
         console.print(picks_table(pick_rows(screening)))
-    console.print("wrote " + ", ".join(str(path) for path in written), soft_wrap=True, highlight=False)
+    empty = "" if screening.picks else " (empty)"
+    rest = "".join(f", {path}" for path in [*tables, *images])
+    console.print(f"wrote {output}{empty}{rest}", soft_wrap=True, highlight=False)
 
 
 def summarise(screening: Screening, setup: o.Setup, bad: Quarantine, console: Console) -> None:
     """What a person wants to know before the table."""
-    for warning in [*setup.pool.warnings, *(setup.train.warnings if setup.train else [])]:
-        console.print(f"Warning: {warning}", soft_wrap=True, highlight=False)
-    known = f", {len(screening.training)} in the training set" if screening.training is not None else ""
-    console.print(f"{len(screening.catalogue)} usable structures{known}", highlight=False)
+    lines = [f"Warning: {warning}" for warning in setup.pool.warnings]
+    lines += [f"Warning: {warning}" for warning in (setup.train.warnings if setup.train else [])]
+    if setup.committee is not None and not (screening.selector or "").startswith("committee"):
+        lines.append(f"Features come from {setup.potentials[0].name}; the other models only narrow the elements.")
+    known = f", {_structures(len(screening.training))} in the training set" if screening.training is not None else ""
+    lines.append(f"{_structures(len(screening.catalogue), 'usable ')} in the pool{known}.")
     if len(bad):
-        console.print(f"{len(bad)} structures could not be used: see {bad.path}", soft_wrap=True, highlight=False)
-    for note in screening.notes:
-        console.print(note, soft_wrap=True, highlight=False)
+        lines.append(f"{_structures(len(bad))} could not be used: {bad.path} says why.")
+    for line in [*lines, *screening.notes]:
+        console.print(line, soft_wrap=True, highlight=False)
+
+
+def _structures(count: int, what: str = "") -> str:
+    return f"{count:,} {what}structure{'' if count == 1 else 's'}"
+
+
+def _images(output: Path) -> list[Path]:
+    """Where the map goes: the name of the picks, ended in .png and in .html."""
+    if output.suffix.lower() in {".png", ".html"}:
+        raise SelectronError(f"The picks are extended XYZ: name {output.with_suffix('.extxyz')}, not {output}.")
+    name = output.with_suffix("") if output.suffix == ".gz" else output
+    return [name.with_suffix(".png"), name.with_suffix(".html")]

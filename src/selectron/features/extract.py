@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from ase import Atoms
@@ -23,6 +23,7 @@ def extract(
     hashes: Sequence[str],
     store: FeatureStore,
     batch_size: int | None = None,
+    advance: Callable[[int], None] | None = None,
 ) -> tuple[Rows, dict[str, str]]:
     """Rows of ``structures``, float32 on the CPU, and the reason for each hash whose rows are not finite.
 
@@ -35,14 +36,18 @@ def extract(
         hashes: their :func:`selectron.structures.structure_hash`.
         store: where rows are kept.
         batch_size: structures in a batch; None chooses by the number of atoms, and halves where CUDA memory runs out.
+        advance: told how many more of ``structures`` are done, batch by batch.
     """
     known = store.known(hashes)
     wanted = {key: atoms for key, atoms in zip(hashes, structures, strict=True) if key not in known}
     failed: dict[str, str] = {}
+    advance = advance or (lambda count: None)
+    advance(len(hashes) - len(wanted))
     # structures of like size together: little padding, even batches
     ordered = sorted(wanted, key=lambda key: (len(wanted[key]), key))
     for keys in _batches(ordered, [len(wanted[key]) for key in ordered], batch_size, _device(features)):
         failed.update(_compute(features, keys, [wanted[key] for key in keys], store))
+        advance(len(keys))
     return store.get([key for key in hashes if key not in failed]), failed
 
 

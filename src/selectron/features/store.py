@@ -57,17 +57,19 @@ class FeatureStore:
     def known(self, hashes: Sequence[str]) -> set[str]:
         """Those of ``hashes`` that have rows here."""
         found: set[str] = set()
-        for query, keys in self._queries("key", hashes):
-            found.update(row[0].hex() for row in self._connection.execute(query, keys))
+        with self._explained():
+            for query, keys in self._queries("key", hashes):
+                found.update(row[0].hex() for row in self._connection.execute(query, keys))
         return found
 
     def get(self, hashes: Sequence[str]) -> Rows:
         """Rows of the structures ``hashes`` (all must be known), float32 on the CPU."""
         found: dict[bytes, np.ndarray] = {}
-        for query, keys in self._queries("key, m, data", hashes):
-            for key, m, data in self._connection.execute(query, keys):
-                found[key] = np.frombuffer(data, dtype="<f4").reshape(m, self.dim)
-        blocks = [found[bytes.fromhex(key)] for key in hashes]
+        with self._explained():
+            for query, keys in self._queries("key, m, data", hashes):
+                for key, m, data in self._connection.execute(query, keys):
+                    found[key] = np.frombuffer(data, dtype="<f4").reshape(m, self.dim)
+            blocks = [found[bytes.fromhex(key)] for key in hashes]
         counts = torch.tensor([len(block) for block in blocks], dtype=torch.int64)
         values = np.concatenate(blocks) if blocks else np.zeros((0, self.dim), dtype=np.float32)
         return Rows(torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32)), counts)
@@ -89,11 +91,18 @@ class FeatureStore:
         try:
             yield
         except (sqlite3.Error, OSError) as error:
+            if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError):
+                raise self._damaged() from error
             full = "full" in str(error) or "disk I/O" in str(error)
-            reason = "the disk is full" if full else str(error)
+            reason = "the disk is full" if full else getattr(error, "strerror", None) or str(error)
             raise SelectronError(
                 f"Cannot keep feature rows in {self.path.parent}: {reason}; choose another folder with --cache."
             ) from error
+        except (KeyError, ValueError, TypeError) as error:  # rows that were put are gone, or not what was put
+            raise self._damaged() from error
+
+    def _damaged(self) -> SelectronError:
+        return SelectronError(f"The cache of feature rows {self.path} is damaged: delete it, and they are made again.")
 
 
 def default_cache() -> Path:

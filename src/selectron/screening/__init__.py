@@ -3,7 +3,7 @@
 from selectron.screening.catalogue import Catalogue, catalogue
 from selectron.screening.outputs import draw, pick_rows, write_picks, write_scores
 from selectron.screening.progress import Progress, Silent
-from selectron.screening.screen import Pick, Screening, default_checks, screen
+from selectron.screening.screen import Pick, Screening, check_selection, default_checks, screen
 
 __all__ = [
     "Catalogue",
@@ -12,6 +12,7 @@ __all__ = [
     "Screening",
     "Silent",
     "catalogue",
+    "check_selection",
     "default_checks",
     "draw",
     "pick_rows",

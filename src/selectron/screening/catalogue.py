@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 from ase import Atoms
 
 from selectron.acquisition import SecondMoment
+from selectron.errors import SelectronError
 from selectron.features import FeatureMap, FeatureStore, extract
 from selectron.rows import Rows
 from selectron.screening.progress import Progress
@@ -31,8 +31,7 @@ class Catalogue:
     | atoms   | (n,)     | int64, number of atoms                                                      |
     | formula | n strings| Hill formula                                                                |
     | first   | (n,)     | bool, False where the same structure stands earlier in the pool             |
-    | moment  | (D, D)   | Σ ΦᵀΦ over the n structures                                                 |
-    | mean    | (D,)     | mean over structures of the sum of their rows, float64                      |
+    | moment  | (D, D)   | Σ ΦᵀΦ over the distinct structures                                          |
     """
 
     pool: Pool
@@ -43,8 +42,6 @@ class Catalogue:
     formula: list[str]
     first: np.ndarray
     moment: SecondMoment
-    mean: torch.Tensor
-    quarantined: int = 0
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -57,7 +54,7 @@ class Catalogue:
         """Feature rows of the catalogue's entries ``places``."""
         return self.store.get(self.keys(places))
 
-    def chunks(self, size: int = 8192) -> Iterator[tuple[np.ndarray, Rows]]:
+    def chunks(self, size: int = 2048) -> Iterator[tuple[np.ndarray, Rows]]:
         """All entries in order, ``size`` at a time: places and rows."""
         for start in range(0, len(self), size):
             places = np.arange(start, min(start + size, len(self)))
@@ -83,47 +80,67 @@ def catalogue(
     progress: Progress,
     label: str,
     batch_size: int | None = None,
-    watch: Callable[[np.ndarray, list[Atoms]], None] | None = None,
+    examine: Callable[[list[Atoms]], list[str | None]] | None = None,
 ) -> Catalogue:
     """Reads ``pool`` once, in order; what cannot be used goes to ``quarantine`` with its reason.
 
-    ``watch``, where given, is called with the catalogue's places and structures of each chunk while they are in memory.
+    ``examine``, where given, sees the structures of each chunk that have features while they are in memory, in order,
+    and gives a reason for each that cannot be used after all.
+
+    Raises SelectronError where nothing can be used.
     """
     entries, seen = _Entries(), set[bytes]()
-    moment, total = SecondMoment(features.dim), torch.zeros(features.dim, dtype=torch.float64)
-    before = len(quarantine)
+    moment = SecondMoment(features.dim)
+    first_reason = ""
     progress.start(label, len(pool))
+
+    def refuse(index: int, reason: str) -> None:
+        nonlocal first_reason
+        first_reason = first_reason or reason
+        quarantine.add(pool.source(index), reason)
+
     for chunk in pool.chunks(CHUNK):
         usable: list[tuple[int, Atoms]] = []
         for index, atoms in chunk:
-            reason = atoms.reason if isinstance(atoms, UnreadableFrame) else checks.check(atoms)
-            if reason is not None:
-                quarantine.add(pool.source(index), reason)
-            elif not isinstance(atoms, UnreadableFrame):
+            if isinstance(atoms, UnreadableFrame):
+                refuse(index, atoms.reason)
+            elif reason := checks.check(atoms):
+                refuse(index, reason)
+            else:
                 usable.append((index, atoms))
+        progress.advance(len(chunk) - len(usable))
         keys = [structure_hash(atoms) for _, atoms in usable]
-        rows, failed = extract(features, [atoms for _, atoms in usable], keys, store, batch_size)
+        structures = [atoms for _, atoms in usable]
+        rows, failed = extract(features, structures, keys, store, batch_size, progress.advance)
+        mapped = [(index, atoms, key) for (index, atoms), key in zip(usable, keys, strict=True) if key not in failed]
+        reasons = examine([atoms for _, atoms, _ in mapped]) if examine and mapped else [None] * len(mapped)
         for (index, _), key in zip(usable, keys, strict=True):
             if key in failed:
-                quarantine.add(pool.source(index), failed[key])
-        kept = [(index, atoms, key) for (index, atoms), key in zip(usable, keys, strict=True) if key not in failed]
-        place = len(entries.indices)
-        for index, atoms, key in kept:
+                refuse(index, failed[key])
+        fresh: list[int] = []
+        for place, ((index, atoms, key), wrong) in enumerate(zip(mapped, reasons, strict=True)):
+            if wrong:
+                refuse(index, wrong)
+                continue
             digest = bytes.fromhex(key)
+            if digest not in seen:
+                fresh.append(place)
             entries.indices.append(index)
             entries.hashes.append(digest)
             entries.atoms.append(len(atoms))
             entries.formula.append(sys.intern(atoms.get_chemical_formula()))
             entries.first.append(digest not in seen)
             seen.add(digest)
-        if kept:
-            moment.update(rows)
-            total += rows.values.to(torch.float64).sum(dim=0)
-            if watch is not None:
-                watch(np.arange(place, place + len(kept)), [atoms for _, atoms, _ in kept])
-        progress.advance(len(chunk))
+        if fresh:
+            moment.update(rows if len(fresh) == rows.n_structures else rows.take(fresh))
     progress.finish()
     count = len(entries.indices)
+    if not count:
+        raise SelectronError(
+            f"None of the {len(pool)} structures of the {label} can be used (the first: {first_reason})."
+            if len(pool) > 1
+            else f"The only structure of the {label} cannot be used: {first_reason}."
+        )
     return Catalogue(
         pool=pool,
         store=store,
@@ -133,6 +150,4 @@ def catalogue(
         formula=entries.formula,
         first=np.array(entries.first, dtype=bool),
         moment=moment,
-        mean=total / max(count, 1),
-        quarantined=len(quarantine) - before,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,14 +19,18 @@ from selectron.screening.catalogue import Catalogue
 from selectron.screening.screen import Pick, Screening
 from selectron.structures import atomic_output, write_extxyz
 
-SCORE_COLUMNS = ("index", "source", "source_index", "formula", "n_atoms", "variance", "variance_per_atom", "known")
+SCORE_COLUMNS = (
+    *("index", "source", "source_index", "formula", "n_atoms"),
+    *("variance", "variance_per_atom", "variance_per_component", "variance_max_atom", "known"),
+)
 
 
 def write_picks(screening: Screening, path: str | Path) -> int:
     """The picks as extended XYZ, best first; each one's ``info`` says where it comes from and why it was picked.
 
     Keys: source, source_index, rank, score, variance, features, selector, and nearest_training, nearest_distance where there is
-    a training set. An entry of the pool under one of these names is kept as ``pool_<name>``.
+    a training set; the array ``atom_variance`` where exact force rows were computed. An entry of the
+    pool under one of these names is kept as ``pool_<name>``.
     """
     return write_extxyz(path, (_annotated(pick, screening) for pick in screening.picks))
 
@@ -38,19 +42,26 @@ def _annotated(pick: Pick, screening: Screening) -> Atoms:
         "source": pick.source.path,
         "source_index": pick.source.index,
         "rank": pick.rank,
-        "score": pick.score,
-        "variance": pick.variance,
+        "score": _shown(pick.score),
+        "variance": _shown(pick.variance),
         "features": screening.features.name,
         "selector": screening.selector,
     }
     if pick.nearest_training is not None:
         facts["nearest_training"] = f"{pick.nearest_training.path} {pick.nearest_training.index}"
-        facts["nearest_distance"] = pick.nearest_distance
+        facts["nearest_distance"] = _shown(pick.nearest_distance or 0.0)
+    if pick.atom_variance is not None:
+        atoms.arrays["atom_variance"] = pick.atom_variance
     for key, value in facts.items():
         if key in atoms.info and atoms.info[key] != value:
             atoms.info[f"pool_{key}"] = atoms.info[key]
         atoms.info[key] = value
     return atoms
+
+
+def _shown(value: float) -> float:
+    """Seven digits: as many as rows in float32 carry."""
+    return float(f"{value:.7g}")
 
 
 def write_scores(screening: Screening, path: str | Path) -> None:
@@ -61,6 +72,7 @@ def write_scores(screening: Screening, path: str | Path) -> None:
     ``known`` is 1 where the structure stands in the training set too.
     """
     catalogue = screening.catalogue
+    per_component = screening.criterion("per-component")
     with atomic_output(path) as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(SCORE_COLUMNS)
@@ -68,7 +80,9 @@ def write_scores(screening: Screening, path: str | Path) -> None:
             source = catalogue.pool.source(index)
             variance, atoms = float(screening.variance[place]), int(catalogue.atoms[place])
             facts = (index, source.path, source.index, catalogue.formula[place], atoms)
-            writer.writerow((*facts, f"{variance:.9g}", f"{variance / atoms:.9g}", int(screening.known[place])))
+            numbers = (variance, variance / atoms, per_component[place], screening.max_atom[place])
+            texts = ("" if np.isnan(number) else f"{number:.9g}" for number in numbers)
+            writer.writerow((*facts, *texts, int(screening.known[place])))
 
 
 def pick_rows(screening: Screening) -> list[PickRow]:
@@ -121,7 +135,21 @@ def draw(screening: Screening, png: Path | None, html: Path | None, *, subtitle:
         part = data.take(shown)
         starts = np.cumsum([0, *(len(catalogue) for _, catalogue in parts)])
         part.structures = [_structure(parts, starts, int(point)) for point in shown]
+        part.atom_variance = _atom_variances(screening, part.structures, part.variance, shown)
         write_html(part, html)
+
+
+def _atom_variances(
+    screening: Screening, structures: Sequence[Atoms], variance: np.ndarray, shown: np.ndarray
+) -> list[np.ndarray] | None:
+    """Each atom's part of the variance, for the colours in 3-D; the mean over atoms where single atoms are not resolved."""
+    resolved = {pick.place: pick.atom_variance for pick in screening.picks if pick.atom_variance is not None}
+    if not resolved:
+        return None
+    return [
+        resolved.get(int(point), np.full(len(atoms), np.nan_to_num(value) / max(len(atoms), 1)))
+        for point, atoms, value in zip(shown, structures, variance, strict=True)
+    ]
 
 
 def _structure(parts: list[tuple[str, Catalogue]], starts: np.ndarray, point: int) -> Atoms:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from selectron.errors import SelectronError
 from selectron.features import FeatureMap, FeatureStore, default_cache
 from selectron.potentials import Committee
 from selectron.rows import Rows
+from selectron.screening.atoms import atom_variances, nominal_rows, resolves_atoms
 from selectron.screening.catalogue import Catalogue, catalogue
 from selectron.screening.progress import Progress, Silent
 from selectron.structures import Checks, Pool, Quarantine, Source
@@ -35,12 +37,19 @@ ALL_CANDIDATES_UP_TO = 20_000
 
 RELATIVE_NOISE = 1e-3
 
+CRITERIA = ("variance", "per-component", "per-atom", "max-atom")
+"""What structures are shortlisted by: the trace, the trace a row or an atom, the largest trace of one atom's rows."""
+
+COMPONENTS_OF_PICKS = 6_000
+"""Force components up to which the picks of a probed run get exact rows, for variances of their atoms."""
+
 
 class Pick(NamedTuple):
     """One structure worth a label, rank 1 first.
 
     ``score`` is the selector's own criterion when it was picked (NaN for random), ``variance`` the posterior variance given
-    the training set alone, ``nearest_training`` the source of the training structure nearest in feature space.
+    the training set alone, ``nearest_training`` the source of the training structure nearest in feature space,
+    ``atom_variance`` (N,), where known, each atom's part of the variance.
     """
 
     rank: int
@@ -51,6 +60,7 @@ class Pick(NamedTuple):
     variance: float
     nearest_training: Source | None
     nearest_distance: float | None
+    atom_variance: np.ndarray | None = None
 
 
 @dataclass
@@ -62,6 +72,7 @@ class Screening:
     | catalogue | the usable structures of the pool                                                     |
     | training  | those of the training set, or None                                                    |
     | variance  | (n,) posterior variance s²(x) of each, feature units squared (mean of the scale: 1)    |
+    | max_atom  | (n,) largest variance of an atom's three force components; NaN without exact rows     |
     | known     | (n,) bool, the structure is in the training set too                                   |
     | picks     | the batch, best first; may be shorter than the budget (see ``notes``)                 |
     | notes     | sentences that a user should read                                                     |
@@ -75,7 +86,17 @@ class Screening:
     picks: list[Pick]
     notes: list[str]
     features: FeatureMap
+    posterior: Posterior
+    max_atom: np.ndarray
     selector: str | None = None
+
+    def criterion(self, name: str) -> np.ndarray:
+        """(n,): the variance summed over rows, divided by rows or atoms, or that of the worst atom; see :data:`CRITERIA`."""
+        if name == "per-component":
+            return self.variance / nominal_rows(self.features, self.catalogue.atoms)
+        if name == "per-atom":
+            return self.variance / np.maximum(self.catalogue.atoms, 1)
+        return self.max_atom if name == "max-atom" else self.variance
 
 
 def screen(
@@ -90,6 +111,10 @@ def screen(
     checks: Checks | None = None,
     quarantine: Quarantine | None = None,
     store: FeatureStore | None = None,
+    train_features: FeatureMap | None = None,
+    train_store: FeatureStore | None = None,
+    rank_by: str = "variance",
+    per_atom: bool | None = None,
     batch_size: int | None = None,
     noise: float = RELATIVE_NOISE,
     seed: int = 0,
@@ -98,26 +123,45 @@ def screen(
     """Scores every structure of ``pool`` and, where ``selector`` is named, picks ``budget`` of them.
 
     Two passes: the first checks the structures and computes feature rows into the store (what is there already is not
-    computed again), the second streams the rows through the posterior. Memory does not grow with D times the size of the pool.
+    computed again), the second streams the rows through the posterior. In memory are a few hundred bytes a structure of the
+    pool, the rows of a chunk, and, while a batch is chosen, those of the candidates on the shortlist and of the training set.
+
+    A structure that stands in the training set, or earlier in the pool, is scored but never picked; the pool's density
+    that ``ipv`` and ``bait`` weigh counts each distinct structure once.
 
     Args:
         pool: the candidates.
         features: the feature map.
         train: structures that are labelled already.
         selector: a name of ``SELECTORS``, or None to score only.
-        budget: how many to pick.
+        budget: how many to pick; a pool with fewer distinct structures gives what it has, and a note.
         shortlist: how many of the largest variances the selector sees; None: all, up to 20,000.
         committee: for the committee selectors.
         checks: what a structure must satisfy; None: the defaults and the elements of the model.
         quarantine: where what fails is noted; None: ``quarantine.csv`` in a temporary folder (the reasons are lost).
         store: where feature rows are kept; None: in the user's cache folder.
+        train_features: the map for the training set, if another than that of the pool: the same kernel with exact rows.
+        train_store: where its rows are kept; None: in the user's cache folder.
+        rank_by: what structures are shortlisted by, one of :data:`CRITERIA`.
+        per_atom: whether picks get the variances of their atoms, from exact force rows; None: if that is not too dear.
         batch_size: structures in a batch; None: automatic.
         noise: σ² of a row relative to the mean squared norm of a training row.
         seed: of the selector.
         progress: who is told.
+
+    Raises SelectronError where no structure of the pool, or of the training set, can be used, and for settings that make
+    no sense.
     """
     if selector is not None:
-        _check_selection(selector, budget, committee, shortlist)
+        check_selection(selector, budget, 0 if committee is None else len(committee.members), shortlist)
+    if not (math.isfinite(noise) and noise > 0.0):
+        raise SelectronError(f"The noise variance is a number above 0, not {noise}.")
+    if rank_by not in CRITERIA:
+        raise SelectronError(f"{rank_by!r} is no criterion; there are {', '.join(CRITERIA)}.")
+    if rank_by == "max-atom" and not resolves_atoms(features):
+        raise SelectronError(
+            "The variance of single atoms needs exact force rows: --features force-ntk --probes exact."
+        )
     progress = progress or Silent()
     with ExitStack() as stack:
         if quarantine is None:
@@ -128,14 +172,22 @@ def screen(
         how = {"checks": checks, "quarantine": quarantine, "progress": progress, "batch_size": batch_size}
         training = None
         if train is not None:
-            training = catalogue(train, features, store, label="training set", **how)  # type: ignore[arg-type]
-        asked = _Disagreement(committee, selector) if committee is not None and selector is not None else None
-        watch = asked.watch if asked else None
-        candidates = catalogue(pool, features, store, label="pool", watch=watch, **how)  # type: ignore[arg-type]
-        return _score_and_pick(
+            map_of_train, store_of_train = train_features or features, store
+            if map_of_train.fingerprint != features.fingerprint:
+                store_of_train = train_store or FeatureStore(
+                    default_cache() / "features", map_of_train.fingerprint, map_of_train.dim
+                )
+            training = catalogue(train, map_of_train, store_of_train, label="training set", **how)  # type: ignore[arg-type]
+        asked = None
+        if committee is not None and selector is not None and selector.startswith("committee"):
+            asked = _Disagreement(committee, selector)
+        examine = asked.examine if asked else None
+        candidates = catalogue(pool, features, store, label="pool", examine=examine, **how)  # type: ignore[arg-type]
+        result = _score_and_pick(
             candidates,
             training,
             features,
+            rank_by=rank_by,
             selector=selector,
             budget=budget,
             shortlist=shortlist,
@@ -144,6 +196,8 @@ def screen(
             seed=seed,
             progress=progress,
         )
+        _resolve_picks(result, train_features or features, per_atom)
+        return result
 
 
 def default_checks(
@@ -157,14 +211,15 @@ def default_checks(
     return Checks(elements=elements) if min_distance_A is None else Checks(elements, min_distance_A=min_distance_A)
 
 
-def _check_selection(selector: str, budget: int, committee: Committee | None, shortlist: int | None) -> None:
+def check_selection(selector: str, budget: int, models: int, shortlist: int | None) -> None:
+    """A sentence where ``selector`` cannot pick ``budget`` structures with so many models, before any work is done."""
     if selector not in SELECTORS:
         raise SelectronError(f"There is no selector {selector!r}; choose one of {', '.join(SELECTORS)}.")
     if budget < 1:
         raise SelectronError(f"The budget is the number of structures to pick, at least 1, not {budget}.")
     if shortlist is not None and shortlist < budget:
         raise SelectronError(f"A shortlist of {shortlist} is too short for a budget of {budget}.")
-    if selector.startswith("committee") and committee is None:
+    if selector.startswith("committee") and models < 2:
         raise SelectronError(f"{selector} needs a committee: give --model at least twice.")
 
 
@@ -173,6 +228,7 @@ def _score_and_pick(
     training: Catalogue | None,
     features: FeatureMap,
     *,
+    rank_by: str,
     selector: str | None,
     budget: int,
     shortlist: int | None,
@@ -181,68 +237,86 @@ def _score_and_pick(
     seed: int,
     progress: Progress,
 ) -> Screening:
-    notes = []
-    if training is not None and not len(training):
-        notes.append("None of the training set is usable, so variances are those of the prior.")
-        training = None
     reference = candidates if training is None else training
     scale = _scale(reference.moment, noise)
-    train_rows = None
-    if training is not None:
-        train_rows = scale.apply(training.rows(slice(None)))
     posterior = Posterior(features.dim, prior_precision=scale.prior_precision, noise_variance=scale.noise_variance)
-    if train_rows is not None:
-        posterior.update(train_rows)
-    in_training = set() if training is None else {bytes(key) for key in training.hashes}
+    in_training: set[bytes] = set()
+    if training is not None:
+        for _, rows in training.chunks():
+            posterior.update(scale.apply(rows))
+        in_training = {bytes(key) for key in training.hashes}
     known = np.array([bytes(key) in in_training for key in candidates.hashes], dtype=bool)
-    result = Screening(candidates, training, scale, np.zeros(len(candidates)), known, [], notes, features, selector)
-    open_places = candidates.first & ~known
-    size = shortlist or max(ALL_CANDIDATES_UP_TO, budget)
-    best = Shortlist(max(size, 1))
-    progress.start("variances", len(candidates))
+    notes: list[str] = []
+    n = len(candidates)
+    result = Screening(
+        candidates, training, scale, np.zeros(n), known, [], notes, features, posterior, np.full(n, np.nan), selector
+    )
+    progress.start("variances", n)
     for places, rows in candidates.chunks():
-        variance = posterior.variance(scale.apply(rows))
-        result.variance[places] = variance.numpy()
-        criterion = variance if disagreement is None else torch.from_numpy(disagreement[places])
-        keep = torch.from_numpy(open_places[places])
-        best.offer(torch.from_numpy(places)[keep], criterion[keep])
+        result.variance[places] = posterior.variance(scale.apply(rows)).cpu().numpy()
+        if resolves_atoms(features):
+            result.max_atom[places] = [atoms.max() for atoms in atom_variances(posterior, scale, rows, features)]
         progress.advance(len(places))
     progress.finish()
     if selector is None:
         return result
-    # a random pick is one from the whole pool, whatever its variance
-    places = (
-        np.flatnonzero(open_places) if selector == "random" and shortlist is None else np.sort(best.result().numpy())
-    )
+    criterion = result.criterion(rank_by) if disagreement is None else disagreement
+    open_places = np.flatnonzero(candidates.first & ~known)
+    n_open, size = len(open_places), shortlist or max(ALL_CANDIDATES_UP_TO, budget)
+    if selector == "random" and shortlist is None:
+        # from the whole pool, whatever the variance; of a pool that is too large for memory, from a random part of it
+        places = open_places
+        if n_open > size:
+            places = np.sort(np.random.default_rng(seed).choice(places, size, replace=False))
+    else:
+        best = Shortlist(size)
+        best.offer(torch.from_numpy(open_places), torch.from_numpy(criterion[open_places]))
+        places = np.sort(best.result().numpy())
     repeated, trained = int((~candidates.first).sum()), int((known & candidates.first).sum())
     if repeated:
-        notes.append(f"{repeated} structures of the pool are exact repeats of earlier ones and were not considered.")
+        notes.append(
+            f"Left out of the choice: {repeated:,} that repeat{_s(repeated)} an earlier structure of the pool."
+        )
     if trained:
-        notes.append(f"{trained} structures of the pool are in the training set and were not considered.")
-    if len(places) < int(open_places.sum()):
-        notes.append(f"{selector} chose from the {len(places)} structures of largest variance (--shortlist).")
+        notes.append(f"Left out of the choice: {trained:,} that stand{_s(trained)} in the training set.")
+    if len(places) < n_open and selector != "random":
+        notes.append(
+            f"{selector} chose from the {len(places):,} structures of largest {_ranking(rank_by, disagreement)} (--shortlist)."
+        )
     if len(places):
-        _pick(result, places, train_rows, posterior, budget, disagreement, seed, progress)
-    if len(result.picks) < budget:
-        notes.append(f"The budget is {budget}, but only {len(result.picks)} different structures could be picked.")
+        _pick(result, places, budget, criterion, seed, progress)
+    if not n_open:
+        notes.append("Nothing is left to pick: every structure of the pool stands in the training set.")
+    elif len(result.picks) < budget:
+        notes.append(
+            f"The budget is {budget:,}, but only {len(result.picks):,} could be picked: no others are distinct."
+        )
     return result
+
+
+def _s(count: int) -> str:
+    return "s" if count == 1 else ""
+
+
+def _ranking(rank_by: str, disagreement: np.ndarray | None) -> str:
+    if disagreement is not None:
+        return "disagreement"
+    return rank_by if rank_by == "variance" else f"{rank_by} variance"
 
 
 def _pick(
     result: Screening,
     places: np.ndarray,
-    train_rows: Rows | None,
-    posterior: Posterior,
     budget: int,
-    disagreement: np.ndarray | None,
+    criterion: np.ndarray,
     seed: int,
     progress: Progress,
 ) -> None:
-    candidates, scale = result.catalogue, result.scale
+    candidates, training, scale = result.catalogue, result.training, result.scale
     assert result.selector is not None
+    train_rows = None if training is None else scale.apply(training.rows(slice(None)))
     progress.start(f"selecting with {result.selector}", 1)
     rows = scale.apply(candidates.rows(places))
-    scores = result.variance if disagreement is None else disagreement
     selection = select_batch(
         result.selector,
         rows,
@@ -251,7 +325,7 @@ def _pick(
         prior_precision=scale.prior_precision,
         noise_variance=scale.noise_variance,
         pool_second_moment=candidates.moment.matrix * scale.factor**2,
-        variances=torch.from_numpy(scores[places]),
+        variances=torch.from_numpy(criterion[places]),
         seed=seed,
     )
     chosen = selection.indices.cpu()
@@ -260,8 +334,8 @@ def _pick(
         place = int(places[at])
         index = int(candidates.indices[place])
         nearest = None
-        if result.training is not None and near is not None:
-            nearest = result.training.pool.source(int(result.training.indices[int(near[rank - 1])]))
+        if training is not None and near is not None:
+            nearest = training.pool.source(int(training.indices[int(near[rank - 1])]))
         result.picks.append(
             Pick(
                 rank=rank,
@@ -291,10 +365,24 @@ def _nearest(picks: Rows, train: Rows | None) -> tuple[torch.Tensor | None, torc
     return distance.argmin(dim=1), distance.amin(dim=1)
 
 
+def _resolve_picks(result: Screening, exact: FeatureMap, per_atom: bool | None) -> None:
+    """Gives each pick the variances of its atoms, where ``exact`` has rows of their own for them."""
+    if not resolves_atoms(exact) or per_atom is False or not result.picks:
+        return
+    if per_atom is None and sum(3 * len(pick.atoms) for pick in result.picks) > COMPONENTS_OF_PICKS:
+        result.notes.append(
+            "Variances of the picks' atoms were left out, as they would take long; ask with --per-atom."
+        )
+        return
+    for place, pick in enumerate(result.picks):
+        rows = exact.rows([pick.atoms])
+        rows = Rows(rows.values.to("cpu", torch.float32), rows.counts.cpu())
+        (variances,) = atom_variances(result.posterior, result.scale, rows, exact)
+        result.picks[place] = pick._replace(atom_variance=variances)
+
+
 def _scale(moment: SecondMoment, noise: float) -> Scale:
     """Scale at which the mean squared norm of a structure is 1 (:func:`selectron.acquisition.default_scale`)."""
-    if not moment.n_structures:
-        return Scale(1.0, 1.0, noise)
     mean = float(moment.matrix.trace()) / moment.n_structures
     if mean <= 0.0:
         raise SelectronError("All feature rows are zero: these features cannot tell the structures apart.")
@@ -308,11 +396,35 @@ class _Disagreement:
         self.committee, self.of_energy = committee, selector == "committee-energy"
         self.parts: list[np.ndarray] = []
 
-    def watch(self, places: np.ndarray, structures: Sequence[Atoms]) -> None:
-        for start in range(0, len(places), 32):
-            said = self.committee.evaluate(structures[start : start + 32])
-            deviation = committee_disagreement(said.energies, said.forces, said.counts)
-            self.parts.append((deviation.energy if self.of_energy else deviation.force_max).numpy())
+    def examine(self, structures: list[Atoms]) -> list[str | None]:
+        """The reason for each structure that the committee cannot judge; the scores of the others are kept."""
+        reasons: list[str | None] = []
+        for start in range(0, len(structures), 32):
+            part = structures[start : start + 32]
+            judged: list[tuple[np.ndarray, list[str | None]]]
+            try:
+                judged = [(self._judge(part), [None] * len(part))]
+            except SelectronError:
+                judged = [self._alone(atoms) for atoms in part]
+            for scores, why in judged:
+                finite = np.isfinite(scores)
+                self.parts.append(scores[finite])
+                reasons += [
+                    why_not or (None if ok else "the committee's answer is not finite")
+                    for why_not, ok in zip(why, finite, strict=True)
+                ]
+        return reasons
+
+    def _alone(self, atoms: Atoms) -> tuple[np.ndarray, list[str | None]]:
+        try:
+            return self._judge([atoms]), [None]
+        except SelectronError as error:
+            return np.full(1, np.nan), [str(error)]
+
+    def _judge(self, structures: Sequence[Atoms]) -> np.ndarray:
+        said = self.committee.evaluate(structures)
+        deviation = committee_disagreement(said.energies, said.forces, said.counts)
+        return (deviation.energy if self.of_energy else deviation.force_max).numpy()
 
     def scores(self) -> np.ndarray:
         return np.concatenate(self.parts) if self.parts else np.zeros(0)
