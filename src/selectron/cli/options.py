@@ -18,6 +18,7 @@ from selectron.errors import SelectronError
 
 if TYPE_CHECKING:
     from selectron.features import FeatureMap, FeatureOptions, FeatureStore
+    from selectron.features.force_ntk import Probes
     from selectron.potentials import Committee, Potential
     from selectron.structures import Checks, Pool
 
@@ -45,6 +46,16 @@ FeaturesOption = Annotated[str, typer.Option("--features", "-f", help="See 'sele
 DimOption = Annotated[int, typer.Option("--dim", help="Length of the feature sketch.")]
 ParametersOption = Annotated[str, typer.Option(help="Parameters of the NTK: all, readout or last-layer.")]
 NormaliseOption = Annotated[str, typer.Option(help="none, per-atom or unit (length of a structure's features).")]
+ProbesOption = Annotated[
+    str, typer.Option(help="Force rows a structure of the pool: a number of random probes, or 'exact' for all 3N.")
+]
+TrainProbesOption = Annotated[str, typer.Option(help="The same for the training set.")]
+EnergyWeightOption = Annotated[float, typer.Option(help="Weight of energies in the loss that joint-ntk stands for.")]
+ForceWeightOption = Annotated[float, typer.Option(help="Weight of forces in that loss.")]
+RankByOption = Annotated[
+    str,
+    typer.Option(help="What top-k and the shortlist go by: variance, per-component, per-atom or max-atom."),
+]
 HeadOption = Annotated[str | None, typer.Option(help="Head of a model with several.")]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
 DtypeOption = Annotated[str, typer.Option(help="float32 or float64.")]
@@ -81,6 +92,8 @@ class Setup:
     committee: Committee | None
     features: FeatureMap
     store: FeatureStore
+    train_features: FeatureMap
+    train_store: FeatureStore
     checks: Checks
     batch_size: int | None
 
@@ -92,6 +105,7 @@ def set_up(
     features: str,
     options: FeatureOptions,
     *,
+    train_probes: str,
     head: str | None,
     device: str,
     dtype: str,
@@ -112,7 +126,9 @@ def set_up(
     opened = Pool.open(pool)
     opened_train = Pool.open(train) if train else None
     potentials = [load_potential(spec, device=device, dtype=dtype, head=head) for spec in model]
-    feature_map = make_features(features, potentials[0] if potentials else None, options)
+    first = potentials[0] if potentials else None
+    feature_map = make_features(features, first, options)
+    train_map = make_features(features, first, options._replace(probes=parse_probes(train_probes)))
     committee = Committee(potentials) if len(potentials) > 1 else None
     folder = None if no_cache else (cache or default_cache()) / "features"
     return Setup(
@@ -122,9 +138,20 @@ def set_up(
         committee=committee,
         features=feature_map,
         store=FeatureStore(folder, feature_map.fingerprint, feature_map.dim),
+        train_features=train_map,
+        train_store=FeatureStore(folder, train_map.fingerprint, train_map.dim),
         checks=default_checks(feature_map, committee, min_distance),
         batch_size=size,
     )
+
+
+def parse_probes(text: str) -> Probes:
+    """A number from 1, or "exact"."""
+    if text == "exact":
+        return "exact"
+    if not text.isdecimal() or int(text) < 1:
+        raise SelectronError(f"Probes are a whole number from 1, or 'exact', not {text!r}.")
+    return int(text)
 
 
 def parse_batch_size(text: str) -> int | None:

@@ -28,6 +28,10 @@ def score(
     dim: o.DimOption = 512,
     parameters: o.ParametersOption = "all",
     normalise: o.NormaliseOption = "none",
+    probes: o.ProbesOption = "4",
+    train_probes: o.TrainProbesOption = "exact",
+    energy_weight: o.EnergyWeightOption = 1.0,
+    force_weight: o.ForceWeightOption = 10.0,
     noise: o.NoiseOption = DEFAULT_NOISE,
     head: o.HeadOption = None,
     device: o.DeviceOption = "cpu",
@@ -52,7 +56,16 @@ def score(
         model,
         train,
         features,
-        FeatureOptions(dim=dim, parameters=parameters, normalise=normalise, seed=seed),
+        FeatureOptions(
+            dim=dim,
+            parameters=parameters,
+            normalise=normalise,
+            seed=seed,
+            probes=o.parse_probes(probes),
+            energy_weight=energy_weight,
+            force_weight=force_weight,
+        ),
+        train_probes=train_probes,
         head=head,
         device=device,
         dtype=dtype,
@@ -62,7 +75,7 @@ def score(
         no_cache=no_cache,
     )
     console = Console()
-    with closing(setup.store):
+    with closing(setup.store), closing(setup.train_store):
         with Quarantine(listed) as bad, progress_for(Console(stderr=True)) as progress:
             screening = screen(
                 setup.pool,
@@ -71,6 +84,8 @@ def score(
                 checks=setup.checks,
                 quarantine=bad,
                 store=setup.store,
+                train_features=setup.train_features,
+                train_store=setup.train_store,
                 batch_size=setup.batch_size,
                 noise=noise,
                 progress=progress,

@@ -39,11 +39,22 @@ def select(
         int | None,
         typer.Option(help="The selector sees so many of the largest variances.", show_default="all, up to 20,000"),
     ] = None,
+    rank_by: o.RankByOption = "variance",
+    per_atom: Annotated[
+        bool | None,
+        typer.Option(
+            help="Variances of the picks' atoms, from exact force rows.", show_default="where it is not too dear"
+        ),
+    ] = None,
     scores: Annotated[Path | None, typer.Option(help="Also write the variance of every structure, as CSV.")] = None,
     picture: Annotated[bool, typer.Option(help="Draw the map beside the output, as .png and .html.")] = True,
     dim: o.DimOption = 512,
     parameters: o.ParametersOption = "all",
     normalise: o.NormaliseOption = "none",
+    probes: o.ProbesOption = "4",
+    train_probes: o.TrainProbesOption = "exact",
+    energy_weight: o.EnergyWeightOption = 1.0,
+    force_weight: o.ForceWeightOption = 10.0,
     noise: o.NoiseOption = DEFAULT_NOISE,
     head: o.HeadOption = None,
     device: o.DeviceOption = "cpu",
@@ -74,7 +85,16 @@ def select(
         model,
         train,
         features,
-        FeatureOptions(dim=dim, parameters=parameters, normalise=normalise, seed=seed),
+        FeatureOptions(
+            dim=dim,
+            parameters=parameters,
+            normalise=normalise,
+            seed=seed,
+            probes=o.parse_probes(probes),
+            energy_weight=energy_weight,
+            force_weight=force_weight,
+        ),
+        train_probes=train_probes,
         head=head,
         device=device,
         dtype=dtype,
@@ -84,7 +104,7 @@ def select(
         no_cache=no_cache,
     )
     console, log = Console(), Console(stderr=True)
-    with closing(setup.store):
+    with closing(setup.store), closing(setup.train_store):
         with Quarantine(listed) as bad, progress_for(log) as progress:
             screening = screen(
                 setup.pool,
@@ -93,10 +113,14 @@ def select(
                 selector=selector,
                 budget=budget,
                 shortlist=shortlist,
+                rank_by=rank_by,
+                per_atom=per_atom,
                 committee=setup.committee,
                 checks=setup.checks,
                 quarantine=bad,
                 store=setup.store,
+                train_features=setup.train_features,
+                train_store=setup.train_store,
                 batch_size=setup.batch_size,
                 noise=noise,
                 seed=seed,

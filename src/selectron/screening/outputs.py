@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from ase import Atoms
 
 from selectron.report.map import FeatureMapData, draw_png, write_html
@@ -17,6 +16,7 @@ from selectron.report.table import PickRow
 from selectron.rows import Rows
 from selectron.screening.catalogue import Catalogue
 from selectron.screening.screen import Pick, Screening
+from selectron.screening.vectors import structure_vectors
 from selectron.structures import atomic_output, write_extxyz
 
 SCORE_COLUMNS = (
@@ -177,7 +177,5 @@ def _coordinates(catalogue: Catalogue, projection: Projection, screening: Screen
 
 
 def _pooled(rows: Rows, screening: Screening) -> np.ndarray:
-    """(n, D) float64: one vector a structure, the sum of its scaled rows."""
-    out = torch.zeros(rows.n_structures, rows.dim, dtype=torch.float64)
-    out.index_add_(0, rows.owner, rows.values.to(torch.float64) * screening.scale.factor)
-    return out.numpy()
+    """(n, q) float64: one vector a structure, of its scaled rows."""
+    return structure_vectors(screening.scale.apply(rows), screening.features).numpy()

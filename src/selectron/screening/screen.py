@@ -30,6 +30,7 @@ from selectron.rows import Rows
 from selectron.screening.atoms import atom_variances, nominal_rows, resolves_atoms
 from selectron.screening.catalogue import Catalogue, catalogue
 from selectron.screening.progress import Progress, Silent
+from selectron.screening.vectors import structure_vectors
 from selectron.structures import Checks, Pool, Quarantine, Source
 
 ALL_CANDIDATES_UP_TO = 20_000
@@ -329,7 +330,7 @@ def _pick(
         seed=seed,
     )
     chosen = selection.indices.cpu()
-    near, distance = _nearest(rows.take(chosen), train_rows)
+    near, distance = _nearest(rows.take(chosen), train_rows, result.features)
     for rank, (at, score) in enumerate(zip(chosen.tolist(), selection.scores.tolist(), strict=True), start=1):
         place = int(places[at])
         index = int(candidates.indices[place])
@@ -352,16 +353,11 @@ def _pick(
     progress.finish()
 
 
-def _nearest(picks: Rows, train: Rows | None) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """Index of and distance to the training structure nearest to each pick, rows of a structure summed."""
+def _nearest(picks: Rows, train: Rows | None, features: FeatureMap) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Index of and distance to the training structure nearest to each pick in feature space."""
     if train is None or not picks.n_structures:
         return None, None
-
-    def pooled(rows: Rows) -> torch.Tensor:
-        out = torch.zeros(rows.n_structures, rows.dim, dtype=torch.float64)
-        return out.index_add_(0, rows.owner, rows.values.to(torch.float64))
-
-    distance = torch.cdist(pooled(picks), pooled(train))
+    distance = torch.cdist(structure_vectors(picks, features), structure_vectors(train, features))
     return distance.argmin(dim=1), distance.amin(dim=1)
 
 
