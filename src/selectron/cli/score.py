@@ -25,6 +25,12 @@ def score(
     train: o.TrainOption = [],  # noqa: B006
     features: o.FeaturesOption = DEFAULT_FEATURES,
     output: Annotated[Path, typer.Option("--output", "-o", help="One line a structure, as CSV.")] = Path("scores.csv"),
+    structures: Annotated[
+        Path | None,
+        typer.Option(
+            help="Also write the structures with their variances, with --probes exact those of their atoms too."
+        ),
+    ] = None,
     dim: o.DimOption = 512,
     parameters: o.ParametersOption = "all",
     normalise: o.NormaliseOption = "none",
@@ -45,10 +51,11 @@ def score(
 ) -> None:
     """Write the posterior variance of every structure of a pool."""
     listed = quarantine or output.with_name("quarantine.csv")
-    o.check_outputs([output, listed], [*pool, *train, *model])
+    others = [structures] if structures is not None else []
+    o.check_outputs([output, listed, *others], [*pool, *train, *model])
 
     from selectron.features import FeatureOptions
-    from selectron.screening import screen, write_scores
+    from selectron.screening import screen, write_scored, write_scores
     from selectron.structures import Quarantine
 
     setup = o.set_up(
@@ -91,5 +98,7 @@ def score(
                 progress=progress,
             )
         write_scores(screening, output)
+        for path in others:
+            write_scored(screening, path)
     summarise(screening, setup, bad, console)
-    console.print(f"wrote {output}", soft_wrap=True, highlight=False)
+    console.print("wrote " + ", ".join(str(path) for path in [output, *others]), soft_wrap=True, highlight=False)

@@ -1,7 +1,7 @@
 """From a pool and a feature map to variances and a batch worth labelling."""
 
 from selectron.screening.catalogue import Catalogue, catalogue
-from selectron.screening.outputs import draw, pick_rows, write_picks, write_scores
+from selectron.screening.outputs import draw, pick_rows, write_picks, write_scored, write_scores
 from selectron.screening.progress import Progress, Silent
 from selectron.screening.screen import Pick, Screening, check_selection, default_checks, screen
 
@@ -18,5 +18,6 @@ __all__ = [
     "pick_rows",
     "screen",
     "write_picks",
+    "write_scored",
     "write_scores",
 ]

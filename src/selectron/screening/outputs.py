@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from selectron.report.map_data import points_to_show
 from selectron.report.projection import Projection
 from selectron.report.table import PickRow
 from selectron.rows import Rows
+from selectron.screening.atoms import atom_variances, resolves_atoms
 from selectron.screening.catalogue import Catalogue
 from selectron.screening.screen import Pick, Screening
 from selectron.screening.vectors import structure_vectors
@@ -36,8 +37,6 @@ def write_picks(screening: Screening, path: str | Path) -> int:
 
 
 def _annotated(pick: Pick, screening: Screening) -> Atoms:
-    atoms = pick.atoms.copy()
-    atoms.calc = pick.atoms.calc
     facts: dict[str, object] = {
         "source": pick.source.path,
         "source_index": pick.source.index,
@@ -50,8 +49,15 @@ def _annotated(pick: Pick, screening: Screening) -> Atoms:
     if pick.nearest_training is not None:
         facts["nearest_training"] = f"{pick.nearest_training.path} {pick.nearest_training.index}"
         facts["nearest_distance"] = _shown(pick.nearest_distance or 0.0)
-    if pick.atom_variance is not None:
-        atoms.arrays["atom_variance"] = pick.atom_variance
+    return _with_facts(pick.atoms, facts, pick.atom_variance)
+
+
+def _with_facts(original: Atoms, facts: Mapping[str, object], atom_variance: np.ndarray | None) -> Atoms:
+    """A copy with ``facts`` in its ``info``; what the pool had under one of these names stays as ``pool_<name>``."""
+    atoms = original.copy()
+    atoms.calc = original.calc
+    if atom_variance is not None:
+        atoms.arrays["atom_variance"] = atom_variance
     for key, value in facts.items():
         if key in atoms.info and atoms.info[key] != value:
             atoms.info[f"pool_{key}"] = atoms.info[key]
@@ -83,6 +89,27 @@ def write_scores(screening: Screening, path: str | Path) -> None:
             numbers = (variance, variance / atoms, per_component[place], screening.max_atom[place])
             texts = ("" if np.isnan(number) else f"{number:.9g}" for number in numbers)
             writer.writerow((*facts, *texts, int(screening.known[place])))
+
+
+def write_scored(screening: Screening, path: str | Path) -> int:
+    """The usable structures of the pool as extended XYZ with their variances.
+
+    Keys of ``info``: source, source_index, variance; array ``atom_variance`` (feature units squared) with exact force rows.
+    """
+    return write_extxyz(path, _scored(screening))
+
+
+def _scored(screening: Screening) -> Iterator[Atoms]:
+    catalogue = screening.catalogue
+    for places, rows in catalogue.chunks(256):
+        by_atom: Sequence[np.ndarray | None] = [None] * len(places)
+        if resolves_atoms(screening.features):
+            by_atom = atom_variances(screening.posterior, screening.scale, rows, screening.features)
+        for place, atom_variance in zip(places.tolist(), by_atom, strict=True):
+            index = int(catalogue.indices[place])
+            source, atoms = catalogue.pool.source(index), catalogue.pool[index]
+            facts = {"source": source.path, "source_index": source.index, "variance": float(screening.variance[place])}
+            yield _with_facts(atoms, facts, atom_variance)
 
 
 def pick_rows(screening: Screening) -> list[PickRow]:

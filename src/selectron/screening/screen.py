@@ -239,7 +239,7 @@ def _score_and_pick(
     progress: Progress,
 ) -> Screening:
     reference = candidates if training is None else training
-    scale = _scale(reference.moment, noise)
+    scale = _scale(reference, features, noise)
     posterior = Posterior(features.dim, prior_precision=scale.prior_precision, noise_variance=scale.noise_variance)
     in_training: set[bytes] = set()
     if training is not None:
@@ -377,12 +377,15 @@ def _resolve_picks(result: Screening, exact: FeatureMap, per_atom: bool | None) 
         result.picks[place] = pick._replace(atom_variance=variances)
 
 
-def _scale(moment: SecondMoment, noise: float) -> Scale:
-    """Scale at which the mean squared norm of a structure is 1 (:func:`selectron.acquisition.default_scale`)."""
-    mean = float(moment.matrix.trace()) / moment.n_structures
+def _scale(reference: Catalogue, features: FeatureMap, noise: float) -> Scale:
+    """Scale at which the mean squared norm of a structure is 1 (:func:`selectron.acquisition.default_scale`).
+
+    Noise belongs to a row: what counts are the rows that a structure stands for, not the probes that estimate them.
+    """
+    mean = float(reference.moment.matrix.trace()) / reference.moment.n_structures
     if mean <= 0.0:
         raise SelectronError("All feature rows are zero: these features cannot tell the structures apart.")
-    return Scale(mean**-0.5, 1.0, noise * moment.n_structures / moment.n_rows)
+    return Scale(mean**-0.5, 1.0, noise / float(nominal_rows(features, reference.atoms[reference.first]).mean()))
 
 
 class _Disagreement:
