@@ -18,7 +18,6 @@ from selectron.acquisition import (
     SELECTORS,
     Posterior,
     Scale,
-    SecondMoment,
     Shortlist,
     committee_disagreement,
     select_batch,
