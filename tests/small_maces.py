@@ -3,12 +3,14 @@
 Everything here goes through mace-torch's own data pipeline, neighbour list and layers: it shares no code with selectron.
 """
 
+import copy
+import functools
+
+import mace  # noqa: F401  must come before e3nn
 import numpy as np
 import torch
 from ase import Atoms
 from ase.build import bulk, graphene, molecule
-
-import mace  # noqa: F401, I001  must come before e3nn
 from e3nn import o3
 from mace import data, modules, tools
 from mace.tools import torch_geometric
@@ -103,8 +105,18 @@ def small_mace(
     return model
 
 
+@functools.cache
+def _made_once(variant):
+    return small_mace(**VARIANTS[variant])
+
+
+def model_of(variant):
+    """A copy of the random model of that name; each is made once a session."""
+    return copy.deepcopy(_made_once(variant))
+
+
 def structures(seed=0):
-    """Molecules, an atom alone, two unconnected ones, a crystal with many images, a slab, a chain, a cell without a third vector."""
+    """Molecules, atoms alone and far apart, crystals with many images, a slab, a chain, a sheet without a third vector."""
     random = np.random.default_rng(seed)
     primitive = bulk("C", "diamond", a=3.4)
     skewed = Atoms("CO", [[0, 0, 0], [1.2, 0.3, 0.2]], cell=[[2.1, 0, 0], [0.9, 2.3, 0], [-0.7, 0.6, 2.6]], pbc=True)
@@ -166,10 +178,7 @@ def loop_gradients(model, structures, *, head=None):
         found = torch.autograd.grad(energy, parameters, allow_unused=True)
         rows.append(
             torch.cat(
-                [
-                    (torch.zeros_like(p) if g is None else g).flatten()
-                    for p, g in zip(parameters, found, strict=True)
-                ]
+                [(torch.zeros_like(p) if g is None else g).flatten() for p, g in zip(parameters, found, strict=True)]
             )
         )
     for parameter in parameters:

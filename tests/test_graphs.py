@@ -51,11 +51,16 @@ CASES = {
     "left-handed cell": (_left_handed(), 5.0),
     "atoms outside the cell": (_outside(), 4.0),
     "slab": (_with_pbc(fcc111("Cu", (2, 2, 3), vacuum=5.0), (True, True, False)), 6.0),
-    "slab, open along x": (_with_pbc(Atoms("CO", [[0, 0, 0], [1, 0, 0]], cell=[9, 2.3, 2.1]), (False, True, True)), 5.0),
+    "slab, open along x": (
+        _with_pbc(Atoms("CO", [[0, 0, 0], [1, 0, 0]], cell=[9, 2.3, 2.1]), (False, True, True)),
+        5.0,
+    ),
     "sheet without third vector": (_with_pbc(graphene("CO", a=2.5), (True, True, False)), 5.1),
     "chain": (_with_pbc(Atoms("CO", [[0, 0, 0], [1, 0, 0]], cell=[2.4, 0, 0]), (True, False, False)), 6.0),
     "chain along a skewed vector": (
-        _with_pbc(Atoms("CO", [[0, 0, 0], [1, 0, 0]], cell=[[4, 0, 0], [1.3, 2.2, 0.4], [0, 0, 4]]), (False, True, False)),
+        _with_pbc(
+            Atoms("CO", [[0, 0, 0], [1, 0, 0]], cell=[[4, 0, 0], [1.3, 2.2, 0.4], [0, 0, 4]]), (False, True, False)
+        ),
         6.0,
     ),
     "tall adsorbate on a slab in a flat cell": (
@@ -78,6 +83,7 @@ def test_edges_equal_those_of_ase(name):
     assert len(set(found)) == len(found)
     assert set(found) == _ase_edges(atoms, cutoff)
     assert not shift[:, ~atoms.pbc].any()
+    assert (np.diff(edge_index[1]) >= 0).all(), "edges are not sorted by receiver"
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -109,6 +115,15 @@ def test_a_batch_is_its_structures_one_after_the_other():
         np.testing.assert_array_equal(batch.positions[batch.system_idx == i].numpy(), atoms.positions)
         np.testing.assert_array_equal(batch.cell[i].numpy(), atoms.cell.array)
         np.testing.assert_array_equal(batch.pbc[i].numpy(), atoms.pbc)
+
+
+def test_taking_structures_out_of_a_batch_is_collating_them():
+    structures = [atoms for atoms, _ in CASES.values()]
+    chosen = [3, 0, 7, 7, 1]
+    taken = collate(structures, 3.5).take(torch.tensor(chosen))
+    expected = collate([structures[i] for i in chosen], 3.5)
+    for name, found, wanted in zip(taken._fields, taken, expected, strict=True):
+        assert torch.equal(found, wanted), name
 
 
 def test_an_empty_batch_has_the_right_shapes():

@@ -1,18 +1,16 @@
 """MACE as a potential: the exchanged layers against plain mace-torch, symmetries, derivatives, files."""
 
-import copy
-
 import numpy as np
 import pytest
 import torch
 from ase import Atoms
 from ase.build import molecule
 from ase.io import read
-from small_maces import ATOMIC_ENERGIES, ELEMENTS, VARIANTS, small_mace, stock_evaluation, structures
 
 from selectron.errors import SelectronError
 from selectron.potentials import MacePotential, load_potential
 from selectron.potentials.mace import load_mace
+from small_maces import ATOMIC_ENERGIES, ELEMENTS, VARIANTS, model_of, small_mace, stock_evaluation, structures
 
 STRUCTURES = structures()
 EXACT = {torch.float64: 1e-12, torch.float32: 1e-5}
@@ -20,20 +18,7 @@ DTYPES = [torch.float64, torch.float32]
 
 
 @pytest.fixture(scope="module")
-def model_of():
-    """Plain models by variant, each made once."""
-    made = {}
-
-    def make(variant):
-        if variant not in made:
-            made[variant] = small_mace(**VARIANTS[variant])
-        return copy.deepcopy(made[variant])
-
-    return make
-
-
-@pytest.fixture(scope="module")
-def potential(model_of):
+def potential():
     return MacePotential(model_of("L=1"), dtype=torch.float64)
 
 
@@ -56,7 +41,7 @@ def assert_equal_to_stock(found, expected, structures, dtype, isolated_energy):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_it_is_the_function_of_plain_mace_torch(model_of, variant, dtype):
+def test_it_is_the_function_of_plain_mace_torch(variant, dtype):
     stock = model_of(variant).to(dtype)
     head = stock.heads[-1]
     potential = MacePotential(model_of(variant), dtype=dtype, head=head)
@@ -122,7 +107,7 @@ def rotation(seed=3):
 
 
 @pytest.mark.parametrize("variant", ["L=0", "L=1", "L=2", "nonlinear"])
-def test_turning_a_structure_turns_its_forces_and_leaves_invariants(model_of, variant):
+def test_turning_a_structure_turns_its_forces_and_leaves_invariants(variant):
     potential = MacePotential(model_of(variant), dtype=torch.float64)
     turn = rotation()
     turned = [Atoms(a.numbers, a.positions @ turn, cell=a.cell.array @ turn, pbc=a.pbc) for a in STRUCTURES]
@@ -135,7 +120,7 @@ def test_turning_a_structure_turns_its_forces_and_leaves_invariants(model_of, va
 
 
 @pytest.mark.parametrize("variant", ["L=1", "L=2", "nonlinear", "three layers"])
-def test_invariants_are_exactly_the_channels_that_a_turn_leaves_alone(model_of, variant):
+def test_invariants_are_exactly_the_channels_that_a_turn_leaves_alone(variant):
     potential = MacePotential(model_of(variant), dtype=torch.float64)
     turn = rotation()
     atoms = STRUCTURES[0]
@@ -194,7 +179,7 @@ def test_a_supercell_has_so_many_times_the_energy_and_the_same_stress(potential,
 
 
 @pytest.mark.parametrize("variant", ["L=0", "L=1", "nonlinear", "ZBL and Agnesi"])
-def test_forces_are_the_finite_difference_of_the_energy(model_of, variant):
+def test_forces_are_the_finite_difference_of_the_energy(variant):
     potential = MacePotential(model_of(variant), dtype=torch.float64)
     random, step = np.random.default_rng(7), 1e-4
     directions = [random.normal(size=(len(atoms), 3)) for atoms in STRUCTURES]
@@ -229,7 +214,9 @@ def test_stress_is_the_finite_difference_of_the_energy_under_strain(potential):
                 atoms.set_cell(atoms.cell.array @ (np.eye(3) + strain), scale_atoms=True)
             energies.append(potential.evaluate(potential.batch(strained), forces=False).energies)
         volumes = torch.tensor([atoms.get_volume() for atoms in crystals], dtype=torch.float64)
-        torch.testing.assert_close((energies[0] - energies[1]) / (2 * step * volumes), stress[:, a, b], rtol=0, atol=1e-7)
+        torch.testing.assert_close(
+            (energies[0] - energies[1]) / (2 * step * volumes), stress[:, a, b], rtol=0, atol=1e-7
+        )
     assert float(stress.abs().max()) > 1e-3
 
 
@@ -240,10 +227,8 @@ def test_stress_without_a_volume_is_not_a_number(potential):
     assert not bool(result.stress[bulk].isnan().any())
 
 
-def test_heads_differ_and_one_must_be_chosen(model_of):
-    heads = {
-        head: MacePotential(model_of("two heads"), head=head, dtype=torch.float64) for head in ("first", "second")
-    }
+def test_heads_differ_and_one_must_be_chosen():
+    heads = {head: MacePotential(model_of("two heads"), head=head, dtype=torch.float64) for head in ("first", "second")}
     energies = {head: p.evaluate(p.batch(STRUCTURES), forces=False).energies for head, p in heads.items()}
     assert float((energies["first"] - energies["second"]).abs().min()) > 0.1
     assert heads["first"].fingerprint != heads["second"].fingerprint
@@ -276,7 +261,7 @@ def test_what_is_not_asked_for_is_not_there(potential):
     assert not result.energies.requires_grad
 
 
-def test_fingerprints_tell_models_dtypes_and_heads_apart(model_of):
+def test_fingerprints_tell_models_dtypes_and_heads_apart():
     base = MacePotential(model_of("L=0"), dtype=torch.float64)
     assert MacePotential(model_of("L=0"), dtype=torch.float64).fingerprint == base.fingerprint
     assert MacePotential(model_of("L=0"), dtype=torch.float32).fingerprint != base.fingerprint
@@ -287,7 +272,7 @@ def test_fingerprints_tell_models_dtypes_and_heads_apart(model_of):
 
 
 class TestRandomControl:
-    def test_it_is_the_same_architecture_with_other_parameters(self, model_of):
+    def test_it_is_the_same_architecture_with_other_parameters(self):
         potential = MacePotential(model_of("L=1"), dtype=torch.float64)
         before = {name: p.clone() for name, p in potential.model.named_parameters()}
         control = potential.randomly_initialised(41)
@@ -301,7 +286,7 @@ class TestRandomControl:
         buffers = dict(control.model.named_buffers())
         assert all(torch.equal(value, buffers[name]) for name, value in potential.model.named_buffers())
 
-    def test_the_seed_fixes_it(self, model_of):
+    def test_the_seed_fixes_it(self):
         potential = MacePotential(model_of("nonlinear"))
         assert potential.randomly_initialised(1).fingerprint == potential.randomly_initialised(1).fingerprint
         assert potential.randomly_initialised(1).fingerprint != potential.randomly_initialised(2).fingerprint
@@ -331,14 +316,14 @@ class TestRandomControl:
 
 
 class TestFiles:
-    def test_a_saved_model_comes_back(self, model_of, tmp_path):
+    def test_a_saved_model_comes_back(self, tmp_path):
         torch.save(model_of("L=0"), tmp_path / "small.model")
         loaded = load_potential(tmp_path / "small.model", dtype="float64")
         assert loaded.name == "small"
         assert loaded.fingerprint == MacePotential(model_of("L=0"), dtype=torch.float64).fingerprint
         assert torch.get_default_dtype() == torch.float32
 
-    def test_other_files_are_refused_in_one_sentence(self, model_of, tmp_path):
+    def test_other_files_are_refused_in_one_sentence(self, tmp_path):
         model = model_of("L=0")
         torch.save(torch.nn.Linear(2, 2), tmp_path / "linear.model")
         torch.save(model.state_dict(), tmp_path / "state.model")
@@ -357,14 +342,14 @@ class TestFiles:
             assert path.stem in text, text
             assert "\n" not in text.strip(), text
 
-    def test_a_model_that_wants_charges_is_refused(self, model_of):
+    def test_a_model_that_wants_charges_is_refused(self):
         specs = {"total_charge": {"type": "continuous", "emb_dim": 4, "per": "graph", "in_dim": 1}}
         model = small_mace(hidden_irreps="4x0e", correlation=1, embedding_specs=specs)
         with pytest.raises(SelectronError, match="total_charge"):
             MacePotential(model)
 
     @pytest.mark.parametrize("device", ["tpu", "cuda:99999", "mps"])
-    def test_devices_that_are_not_there(self, model_of, device):
+    def test_devices_that_are_not_there(self, device):
         with pytest.raises(SelectronError, match="device"):
             MacePotential(model_of("L=0"), device=device)
 
@@ -376,7 +361,7 @@ class TestFiles:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_cuda_equals_the_processor(model_of):
+def test_cuda_equals_the_processor():
     here = MacePotential(model_of("L=1"), dtype=torch.float64)
     there = MacePotential(model_of("L=1"), dtype=torch.float64, device="cuda")
     found, expected = evaluation_of(there, STRUCTURES), evaluation_of(here, STRUCTURES)

@@ -13,6 +13,7 @@ from ase import Atoms
 from selectron.errors import SelectronError
 from selectron.features.base import Normalisation, fingerprint, normalised
 from selectron.rows import Rows, one_row_each
+from selectron.structures.graphs import complete_cell
 
 
 class SoapFeatures:
@@ -58,6 +59,7 @@ class SoapFeatures:
                 "radial": {"type": "Gto", "max_radial": max_radial},
             },
         }
+        self._cutoff_A = cutoff_A
         self._calculator = SoapPowerSpectrum(**parameters)
         self._tables: dict[tuple[int, int, int], tuple[np.ndarray, np.ndarray]] = {}
         self.settings: dict[str, Any] = {"dim": dim, "seed": seed, "normalise": normalise, "soap": parameters}
@@ -68,8 +70,7 @@ class SoapFeatures:
         structures = list(structures)
         out = np.zeros((self.dim, len(structures)))
         if structures:
-            # only what SOAP depends on: featomic refuses a cell where nothing is periodic
-            plain = [Atoms(a.numbers, a.positions, cell=a.cell if a.pbc.any() else None, pbc=a.pbc) for a in structures]
+            plain = [_as_featomic_takes_it(atoms, self._cutoff_A) for atoms in structures]
             for key, block in self._calculator.compute(plain).items():
                 values = np.asarray(block.values)
                 pooled = np.zeros((len(structures), values.shape[1]))
@@ -86,3 +87,13 @@ class SoapFeatures:
             random = np.random.default_rng(int.from_bytes(digest, "little"))
             self._tables[key] = (random.integers(self.dim, size=size), random.choice([-1.0, 1.0], size=size))
         return self._tables[key]
+
+
+def _as_featomic_takes_it(atoms: Atoms, cutoff_A: float) -> Atoms:
+    """Only what SOAP depends on, periodic in all directions (open ones with more vacuum than the cutoff) or in none."""
+    if not atoms.pbc.any():
+        return Atoms(atoms.numbers, atoms.positions)
+    cell = atoms.cell.array
+    if not atoms.pbc.all():
+        cell = complete_cell(cell, atoms.pbc, atoms.positions, cutoff_A)
+    return Atoms(atoms.numbers, atoms.positions, cell=cell, pbc=True)

@@ -88,7 +88,7 @@ class NeighbourConvolution(torch.nn.Module):
                 left = x * w
             else:
                 left = (x.view(-1, mul, dim1) * w.unsqueeze(2)).transpose(1, 2).reshape(-1, mul)
-                right = right.view(right.shape[0] * dim1, -1)
+                right = right.reshape(right.shape[0] * dim1, right.shape[1] // dim1)
             blocks[out] = sum_of_outer_products(left, right, counts * dim1).flatten(1)
         parts = [
             node_feats.new_zeros(node_feats.shape[0], size) if i not in blocks else blocks[i]

@@ -112,13 +112,13 @@ def neighbours(atoms: Atoms, cutoff_A: float) -> tuple[np.ndarray, np.ndarray]:
     else:
         cell = atoms.cell.array.copy()
         if not pbc.all():
-            cell = _complete_cell(cell, pbc, positions, cutoff_A)
+            cell = complete_cell(cell, pbc, positions, cutoff_A)
     # matscipy sorts by its first index: it is the receiver here, and the vector from sender to receiver turns round
     receiver, sender, shift = neighbour_list("ijS", pbc=pbc, cell=cell, positions=positions, cutoff=cutoff_A)
     return np.stack([sender, receiver]).astype(np.int64), -shift.astype(np.float64)
 
 
-def _complete_cell(cell: np.ndarray, pbc: np.ndarray, positions: np.ndarray, cutoff_A: float) -> np.ndarray:
+def complete_cell(cell: np.ndarray, pbc: np.ndarray, positions: np.ndarray, cutoff_A: float) -> np.ndarray:
     """Gives open directions vectors that are orthogonal to the periodic ones and longer than the structure."""
     completed = cell.copy()
     completed[~pbc] = 0.0
