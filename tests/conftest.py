@@ -25,3 +25,15 @@ def shared_data() -> Path:
 def shared_models() -> Path:
     """Folder of pretrained MACE models; skips the test where it is absent."""
     return _folder("models")
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory) -> Path:
+    """A randomly initialised MACE for H, C and O, as mace-torch saves one."""
+    import torch
+
+    from small_maces import small_mace
+
+    path = tmp_path_factory.mktemp("model") / "tiny.model"
+    torch.save(small_mace(hidden_irreps="4x0e", correlation=2), path)
+    return path

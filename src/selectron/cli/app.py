@@ -64,14 +64,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, _terminate)
     code = 0
     try:
-        # Exit and --help come back as an exit code, or None
+        # --help and Ctrl-C come back as exit codes, a command as None
         code = app(given, prog_name="selectron", standalone_mode=False) or 0
         sys.stdout.flush()
+        if code == 130:
+            _say(STOPPED, code)
     except BrokenPipeError:
         # whoever read our output has gone; what is left of it goes nowhere, without a word
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         code = 141
-    except (KeyboardInterrupt, typer.Abort):
+    except (KeyboardInterrupt, typer.Abort):  # outside of any command
         code = _say(STOPPED, 130)
     except Exception as error:
         if debug:

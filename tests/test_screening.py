@@ -1,0 +1,352 @@
+"""Screening end to end, against the kernel formulae in NumPy, with feature rows that need no model."""
+
+import csv
+from importlib import import_module
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.io import read, write
+
+from selectron.errors import SelectronError
+from selectron.features import FeatureStore
+from selectron.potentials.committee import CommitteeEvaluation
+from selectron.rows import Rows, one_row_each
+from selectron.screening import pick_rows, write_picks, write_scores
+from selectron.screening import screen as screen_function
+from selectron.screening.outputs import SCORE_COLUMNS
+from selectron.structures import Checks, Pool, Quarantine
+
+DIM, NOISE = 7, 1e-2
+
+# the package exports functions of the same names
+catalogue_module, screen_module = (import_module(f"selectron.screening.{name}") for name in ("catalogue", "screen"))
+
+
+class PlaneWaves:
+    """As many rows as a structure has atoms: sines of random projections of its positions."""
+
+    name, dim = "plane-waves", DIM
+    settings: dict = {}  # noqa: RUF012
+    fingerprint = "00" * 16
+
+    def rows(self, structures):
+        waves = np.random.default_rng(0).normal(size=(3, DIM))
+        blocks = [np.sin(atoms.positions @ waves) * (1 + atoms.numbers[:, None] / 8) for atoms in structures]
+        values = np.concatenate(blocks) if blocks else np.zeros((0, DIM))
+        return Rows(torch.tensor(values, dtype=torch.float32), torch.tensor([len(atoms) for atoms in structures]))
+
+    def nominal_rows(self, atoms):
+        return atoms
+
+
+class SummedWaves:
+    """One row a structure: the sum of those of :class:`PlaneWaves`."""
+
+    name, dim = "summed-waves", DIM
+    settings: dict = {}  # noqa: RUF012
+    fingerprint = "01" * 16
+
+    def rows(self, structures):
+        rows = PlaneWaves().rows(structures)
+        return one_row_each(torch.zeros(len(structures), DIM).index_add_(0, rows.owner, rows.values))
+
+
+def molecules(count, seed):
+    random = np.random.default_rng(seed)
+    return [_one(random) for _ in range(count)]
+
+
+def _one(random):
+    size = int(random.integers(2, 5))
+    return Atoms(random.choice([1, 6, 8], size), random.uniform(-3, 3, (size, 3)))
+
+
+@pytest.fixture
+def screen(tmp_path):
+    """``screen`` of lists of structures, through files, without a cache that outlives the test."""
+
+    def run(pool, train=None, **options):
+        write(tmp_path / "pool.extxyz", pool)
+        opened = None
+        if train is not None:
+            write(tmp_path / "train.extxyz", train)
+            opened = Pool.open([tmp_path / "train.extxyz"])
+        features = options.pop("features", PlaneWaves())
+        options.setdefault("checks", Checks(min_distance_A=0.0))
+        store = FeatureStore(tmp_path / f"cache{len(list(tmp_path.iterdir()))}", features.fingerprint, features.dim)
+        return screen_function(
+            Pool.open([tmp_path / "pool.extxyz"]), features, train=opened, store=store, noise=NOISE, **options
+        )
+
+    return run
+
+
+def kernel_variances(pool, train):
+    """tr[K_xx − K_xT (K_TT + σ²)⁻¹ K_Tx] of each structure, in the scale where a training structure has norm 1."""
+    features = PlaneWaves()
+    of_train = features.rows(train)
+    phi_t = of_train.values.double().numpy()
+    scale = 1.0 / np.sqrt((phi_t**2).sum() / len(train))
+    phi_t = phi_t * scale
+    noise = NOISE / (len(phi_t) / len(train))
+    inverse = np.linalg.inv(phi_t @ phi_t.T + noise * np.eye(len(phi_t)))
+    out = []
+    for atoms in pool:
+        phi = features.rows([atoms]).values.double().numpy() * scale
+        cross = phi @ phi_t.T
+        out.append(np.trace(phi @ phi.T - cross @ inverse @ cross.T))
+    return np.array(out)
+
+
+def places(screening):
+    return [pick.place for pick in screening.picks]
+
+
+def test_variances_and_top_k_are_those_of_the_kernel_formula(screen):
+    pool, train = molecules(40, 1), molecules(4, 2)
+    screening = screen(pool, train, selector="top-k", budget=6)
+    expected = kernel_variances(pool, train)
+    np.testing.assert_allclose(screening.variance, expected, rtol=2e-4, atol=1e-6)
+    assert places(screening) == np.argsort(-expected, kind="stable")[:6].tolist()
+    assert [pick.rank for pick in screening.picks] == [1, 2, 3, 4, 5, 6]
+    for pick in screening.picks:
+        assert pick.variance == pytest.approx(expected[pick.place], rel=2e-4)
+        np.testing.assert_allclose(pick.atoms.positions, pool[pick.place].positions, atol=1e-7)
+
+
+def test_without_a_training_set_variances_are_those_of_the_prior(screen):
+    pool = molecules(12, 3)
+    norms = np.array([float(PlaneWaves().rows([atoms]).values.square().sum()) for atoms in pool])
+    np.testing.assert_allclose(screen(pool).variance, norms / norms.mean(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("selector", ["ipv", "maxdet", "lcmd", "fps", "kmeans++", "bait", "herding", "random"])
+def test_the_size_of_chunks_changes_nothing(screen, monkeypatch, selector):
+    pool, train = molecules(30, 4), molecules(5, 5)
+    whole = screen(pool, train, selector=selector, budget=5)
+    monkeypatch.setattr(catalogue_module, "CHUNK", 7)
+    pieces = catalogue_module.Catalogue.chunks
+    monkeypatch.setattr(catalogue_module.Catalogue, "chunks", lambda self, size=3: pieces(self, size))
+    cut = screen(pool, train, selector=selector, budget=5)
+    np.testing.assert_allclose(cut.variance, whole.variance, rtol=1e-9)
+    assert places(cut) == places(whole)
+
+
+def test_what_cannot_be_used_is_noted_and_shifts_nothing(screen, tmp_path):
+    good, train = molecules(10, 6), molecules(3, 7)
+    broken = good[0].copy()
+    broken.positions[0] = np.nan
+    pool = [broken, *good[:4], Atoms("Si2", [[0, 0, 0], [0, 0, 2]]), *good[4:]]
+    with Quarantine(tmp_path / "q.csv") as quarantine:
+        screening = screen(
+            pool,
+            train,
+            selector="top-k",
+            budget=10,
+            quarantine=quarantine,
+            checks=Checks(elements=frozenset({1, 6, 8}), min_distance_A=0.0),
+        )
+    assert screening.catalogue.indices.tolist() == [1, 2, 3, 4, 6, 7, 8, 9, 10, 11]
+    np.testing.assert_allclose(screening.variance, kernel_variances(good, train), rtol=2e-4, atol=1e-6)
+    for pick in screening.picks:
+        np.testing.assert_allclose(pick.atoms.positions, pool[pick.source.index].positions, atol=1e-7)
+    with open(tmp_path / "q.csv", newline="") as stream:
+        assert [row["index"] for row in csv.DictReader(stream)] == ["0", "5"]
+
+
+def test_features_that_are_not_finite_are_quarantined(screen, tmp_path):
+    class Poles(PlaneWaves):
+        def rows(self, structures):
+            rows = super().rows(structures)
+            for i, atoms in enumerate(structures):
+                if atoms.positions[0, 0] > 2:
+                    rows.values[int(rows.offsets[i])] = torch.inf
+            return rows
+
+    pool = molecules(20, 8)
+    bad = [i for i, atoms in enumerate(pool) if atoms.positions[0, 0] > 2]
+    assert bad
+    with Quarantine(tmp_path / "q.csv") as quarantine:
+        screening = screen(pool, features=Poles(), quarantine=quarantine)
+        assert len(quarantine) == len(bad)
+    assert not set(bad) & set(screening.catalogue.indices.tolist())
+
+
+@pytest.mark.parametrize("what", ["pool", "training set"])
+def test_nothing_usable_is_one_sentence(screen, what):
+    silicon, good = [Atoms("Si", [[0, 0, 0]])] * 2, molecules(3, 9)
+    pool, train = (silicon, good) if what == "pool" else (good, silicon)
+    with pytest.raises(SelectronError, match=rf"^None of the 2 structures of the {what} can be used .*Si\)\.$"):
+        screen(pool, train, checks=Checks(elements=frozenset({1, 6, 8}), min_distance_A=0.0))
+
+
+@pytest.mark.parametrize("selector", ["ipv", "maxdet", "lcmd", "fps", "kmeans++", "bait", "top-k", "random", "herding"])
+def test_training_structures_and_repeats_are_never_picked(screen, selector):
+    train, fresh = molecules(4, 10), molecules(5, 11)
+    pool = [fresh[0], train[1], fresh[1], fresh[0], *fresh[2:], train[0], fresh[4]]
+    screening = screen(pool, train, selector=selector, budget=50)
+    assert sorted(places(screening)) == [0, 2, 4, 5, 6]
+    assert screening.known.tolist() == [False, True, False, False, False, False, False, True, False]
+    assert any("budget is 50" in note for note in screening.notes)
+
+
+def test_a_pool_that_is_known_gives_nothing_and_says_so(screen):
+    train = molecules(4, 12)
+    screening = screen(train, train, selector="ipv", budget=2)
+    assert not screening.picks
+    assert "Nothing is left to pick" in screening.notes[-1]
+
+
+def test_one_structure(screen):
+    screening = screen(molecules(1, 13), selector="ipv", budget=1)
+    assert places(screening) == [0]
+    assert screening.variance == pytest.approx([1.0], rel=1e-5)
+    assert not screening.notes
+
+
+@pytest.mark.parametrize("selector", ["ipv", "bait"])
+def test_the_density_of_the_pool_counts_a_repeated_structure_once(screen, selector):
+    pool, train = molecules(25, 14), molecules(5, 15)
+    once = screen(pool, train, selector=selector, budget=6)
+    repeated = screen([*pool, *[pool[3]] * 200], train, selector=selector, budget=6)
+    assert places(repeated) == places(once)
+
+
+def test_ipv_weighs_the_whole_pool_even_from_a_shortlist(screen):
+    pool, train = molecules(40, 16), molecules(5, 17)
+    screening = screen(pool, train, selector="ipv", budget=1, shortlist=10)
+    features = PlaneWaves()
+    scale = screening.scale.factor
+    rows = [features.rows([atoms]).values.double().numpy() * scale for atoms in pool]
+    phi_t = features.rows(train).values.double().numpy() * scale
+    inverse = np.linalg.inv(np.eye(DIM) + phi_t.T @ phi_t / screening.scale.noise_variance)
+    summed = sum(row.T @ row for row in rows)
+
+    def left(row):
+        """Summed variance of the pool once ``row`` is labelled."""
+        after = np.linalg.inv(np.linalg.inv(inverse) + row.T @ row / screening.scale.noise_variance)
+        return np.trace(after @ summed)
+
+    best = np.argsort(-screening.variance, kind="stable")[:10]
+    assert places(screening) == [int(min(best, key=lambda i: left(rows[i])))]
+    assert any("10 structures of largest variance" in note for note in screening.notes)
+
+
+def test_random_draws_from_the_whole_pool_and_a_shortlist_narrows_it(screen, monkeypatch):
+    pool, train = molecules(40, 18), molecules(5, 19)
+    order = np.argsort(-kernel_variances(pool, train), kind="stable")
+    free = [set(places(screen(pool, train, selector="random", budget=8, seed=seed))) for seed in range(6)]
+    assert len(set().union(*free)) > 20
+    narrow = screen(pool, train, selector="random", budget=8, shortlist=8)
+    assert set(places(narrow)) == set(order[:8].tolist())
+    # a pool too large for memory: still uniform, not the structures of largest variance
+    monkeypatch.setattr(screen_module, "ALL_CANDIDATES_UP_TO", 10)
+    drawn = [set(places(screen(pool, train, selector="random", budget=8, seed=seed))) for seed in range(6)]
+    assert len(set().union(*drawn)) > 20
+    assert all(len(one) == 8 for one in drawn)
+
+
+def test_equal_seeds_give_equal_bytes(screen, tmp_path):
+    pool, train = molecules(30, 20), molecules(5, 21)
+    for name in ("a", "b"):
+        write_picks(screen(pool, train, selector="kmeans++", budget=6, seed=3), tmp_path / f"{name}.xyz")
+    assert (tmp_path / "a.xyz").read_bytes() == (tmp_path / "b.xyz").read_bytes()
+    other = screen(pool, train, selector="kmeans++", budget=6, seed=4)
+    write_picks(other, tmp_path / "c.xyz")
+    assert (tmp_path / "c.xyz").read_bytes() != (tmp_path / "a.xyz").read_bytes()
+
+
+def test_the_second_screening_computes_nothing(screen, tmp_path):
+    computed = []
+
+    class Counting(PlaneWaves):
+        def rows(self, structures):
+            computed.extend(structures)
+            return super().rows(structures)
+
+    write(tmp_path / "pool.extxyz", molecules(15, 22))
+    store = FeatureStore(tmp_path / "cache", "11" * 16, DIM)
+    pool = Pool.open([tmp_path / "pool.extxyz"])
+    for selector in ("ipv", "fps"):
+        screen_function(pool, Counting(), store=store, selector=selector, budget=3, checks=Checks(min_distance_A=0.0))
+        assert len(computed) == 15
+
+
+class Quarrel:
+    """Two members, who differ by a force that grows with the first atom's height, and know nothing of large structures."""
+
+    members = (None, None)
+    elements = None
+
+    def evaluate(self, structures):
+        if any(len(atoms) == 4 for atoms in structures):
+            raise SelectronError("four atoms are too many")
+        counts = torch.tensor([len(atoms) for atoms in structures])
+        forces = torch.zeros(2, int(counts.sum()), 3, dtype=torch.float64)
+        starts = torch.cumsum(counts, 0) - counts
+        for start, atoms in zip(starts.tolist(), structures, strict=True):
+            forces[1, start, 0] = float(atoms.positions[0, 2]) + 10
+        return CommitteeEvaluation(torch.zeros(2, len(structures), dtype=torch.float64), forces, counts)
+
+
+def test_a_committee_ranks_and_what_it_cannot_judge_is_quarantined(screen, tmp_path):
+    pool = molecules(30, 23)
+    able = [i for i, atoms in enumerate(pool) if len(atoms) < 4]
+    assert 3 < len(able) < 30
+    with Quarantine(tmp_path / "q.csv") as quarantine:
+        screening = screen(pool, selector="committee-force", budget=3, committee=Quarrel(), quarantine=quarantine)
+        assert len(quarantine) == 30 - len(able)
+    expected = sorted(able, key=lambda i: -pool[i].positions[0, 2])[:3]
+    assert [pick.source.index for pick in screening.picks] == expected
+    assert screening.picks[0].score == pytest.approx((pool[expected[0]].positions[0, 2] + 10) / 2, abs=1e-6)
+
+
+def test_picks_on_disk_say_where_they_come_from(screen, tmp_path):
+    pool, train = molecules(12, 24), molecules(4, 25)
+    for number, atoms in enumerate(pool):
+        atoms.info.update(rank="mine", note=f"number {number}")
+    screening = screen(pool, train, selector="top-k", budget=3, features=SummedWaves())
+    assert write_picks(screening, tmp_path / "picks.extxyz") == 3
+
+    def summed(atoms):
+        return SummedWaves().rows([atoms]).values.double()[0].numpy() * screening.scale.factor
+
+    for rank, (atoms, pick) in enumerate(zip(read(tmp_path / "picks.extxyz", ":"), screening.picks, strict=True), 1):
+        distances = [np.linalg.norm(summed(pick.atoms) - summed(one)) for one in train]
+        assert atoms.info["rank"] == rank
+        assert atoms.info["pool_rank"] == "mine"
+        assert atoms.info["note"] == f"number {atoms.info['source_index']}"
+        assert atoms.info["selector"] == "top-k"
+        assert atoms.info["features"] == "summed-waves"
+        assert atoms.info["nearest_training"].split()[-1] == str(int(np.argmin(distances)))
+        assert atoms.info["nearest_distance"] == pytest.approx(min(distances), rel=1e-4)
+    assert [row.rank for row in pick_rows(screening)] == [1, 2, 3]
+
+
+def test_scores_on_disk(screen, tmp_path):
+    pool, train = molecules(6, 26), molecules(3, 27)
+    screening = screen([*pool, train[0]], train)
+    write_scores(screening, tmp_path / "scores.csv")
+    with open(tmp_path / "scores.csv", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert tuple(rows[0]) == SCORE_COLUMNS
+    assert [int(row["index"]) for row in rows] == list(range(7))
+    assert [int(row["known"]) for row in rows] == [0] * 6 + [1]
+    expected = kernel_variances([*pool, train[0]], train)
+    np.testing.assert_allclose([float(row["variance"]) for row in rows], expected, rtol=2e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"selector": "best", "budget": 1}, "no selector 'best'"),
+        ({"selector": "ipv", "budget": 0}, "at least 1, not 0"),
+        ({"selector": "ipv", "budget": 3, "shortlist": 2}, "too short"),
+        ({"selector": "committee-force", "budget": 1}, "needs a committee"),
+    ],
+)
+def test_settings_that_make_no_sense(screen, options, sentence):
+    with pytest.raises(SelectronError, match=sentence):
+        screen(molecules(3, 28), **options)
