@@ -8,6 +8,7 @@ import functools
 
 import mace  # noqa: F401  must come before e3nn
 import numpy as np
+import pytest
 import torch
 from ase import Atoms
 from ase.build import bulk, graphene, molecule
@@ -103,6 +104,15 @@ def small_mace(
     finally:
         torch.set_default_dtype(before)
     return model
+
+
+_SELDOM = {"three layers", "one layer", "correlation 1", "last readout only", "residual first", "no scale-shift"}
+CASES = [
+    pytest.param(variant, dtype, marks=[pytest.mark.slow] * (variant in _SELDOM and dtype == torch.float32))
+    for variant in VARIANTS
+    for dtype in (torch.float64, torch.float32)
+]
+"""Every kind in both precisions; the plainest kinds in float32 are for the slow run."""
 
 
 @functools.cache

@@ -8,7 +8,7 @@ from selectron.features import EnergyNTKFeatures
 from selectron.features.energy_ntk import SUBSETS, parameter_subset
 from selectron.potentials import MacePotential
 from selectron.potentials.mace import load_mace
-from small_maces import VARIANTS, loop_gradients, model_of, parameter_slices, structures
+from small_maces import CASES, loop_gradients, model_of, parameter_slices, structures
 
 STRUCTURES = structures()
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
@@ -29,8 +29,7 @@ def assert_gradients_agree(found, expected, model, dtype):
         assert float(error) <= TOLERANCE[dtype] * float(norm), (name, float(error / norm))
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(("variant", "dtype"), CASES)
 def test_random_models_of_every_kind(variant, dtype):
     stock = model_of(variant).to(dtype)
     head = stock.heads[-1]

@@ -10,7 +10,7 @@ from ase.io import read
 from selectron.errors import SelectronError
 from selectron.potentials import MacePotential, load_potential
 from selectron.potentials.mace import load_mace
-from small_maces import ATOMIC_ENERGIES, ELEMENTS, VARIANTS, model_of, small_mace, stock_evaluation, structures
+from small_maces import ATOMIC_ENERGIES, CASES, ELEMENTS, VARIANTS, model_of, small_mace, stock_evaluation, structures
 
 STRUCTURES = structures()
 EXACT = {torch.float64: 1e-12, torch.float32: 1e-5}
@@ -39,8 +39,7 @@ def assert_equal_to_stock(found, expected, structures, dtype, isolated_energy):
     assert bool(found.stress[~bulk].isnan().all())
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(("variant", "dtype"), CASES)
 def test_it_is_the_function_of_plain_mace_torch(variant, dtype):
     stock = model_of(variant).to(dtype)
     head = stock.heads[-1]
@@ -291,6 +290,7 @@ class TestRandomControl:
         assert potential.randomly_initialised(1).fingerprint == potential.randomly_initialised(1).fingerprint
         assert potential.randomly_initialised(1).fingerprint != potential.randomly_initialised(2).fingerprint
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("variant", ["density", "nonlinear", "bias readout"])
     def test_parameters_have_the_spread_that_mace_torch_gives_them(self, variant):
         """Trained parameters of any scale, drawn anew, against an untouched model, pooled over seeds."""
