@@ -128,7 +128,7 @@ def pick_rows(screening: Screening) -> list[PickRow]:
     ]
 
 
-def draw(screening: Screening, png: Path | None, html: Path | None, *, subtitle: str) -> None:
+def draw(screening: Screening, png: str | Path | None, html: str | Path | None, *, subtitle: str) -> None:
     """The map of pool, training set and picks in the plane of largest feature variance, as PNG and as HTML with 3-D."""
     if not len(screening.catalogue) or (png is None and html is None):
         return
