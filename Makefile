@@ -10,9 +10,11 @@ export OMP_WAIT_POLICY ?= PASSIVE
 
 setup: $(STAMP)
 
-# A machine with its own torch keeps it: torch is installed only where none can be imported.
+# A machine with its own torch keeps it: .venv then sees the machine's packages. Elsewhere torch comes first and by
+# version, because what the other packages would pull in is the build for CUDA, several GB.
 $(STAMP): pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv \
+	  $$($(PYTHON) -c "import torch" 2>/dev/null && echo --system-site-packages)
 	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/pip install --quiet torch==2.13.0
 	$(BIN)/pip install --quiet --editable ".[dev]"
 	touch $(STAMP)
