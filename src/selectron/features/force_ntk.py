@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -47,8 +48,10 @@ class ForceNTKFeatures:
         seed: int = 0,
         normalise: Normalisation = "none",
     ) -> None:
-        if probes != "exact" and probes < 1:
-            raise SelectronError(f"Force rows need at least 1 probe, or 'exact', not {probes}.")
+        if probes != "exact" and (isinstance(probes, bool) or not isinstance(probes, int) or probes < 1):
+            raise SelectronError(f"Probes are a whole number from 1, or 'exact', not {probes!r}.")
+        if dim < 1:
+            raise SelectronError(f"The sketch needs at least 1 feature, not {dim}.")
         if "parameter-gradients" not in potential.capabilities:
             raise SelectronError(f"{potential.name} gives no parameter gradients; NTK features need a MACE model.")
         subset = parameter_subset(potential, parameters)
@@ -116,8 +119,11 @@ class JointNTKFeatures(ForceNTKFeatures):
     def __init__(
         self, potential: MacePotential, *, energy_weight: float = 1.0, force_weight: float = 10.0, **options: Any
     ) -> None:
-        if energy_weight < 0 or force_weight <= 0:
-            raise SelectronError("The energy weight has to be at least 0 and the force weight larger than 0.")
+        if not (0 <= energy_weight < math.inf and 0 < force_weight < math.inf):
+            raise SelectronError(
+                "The energy weight is a number of at least 0 and the force weight one above 0, "
+                f"not {energy_weight} and {force_weight}."
+            )
         self.energy_weight, self.force_weight = energy_weight, force_weight
         super().__init__(potential, **options)
 

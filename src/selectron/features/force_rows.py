@@ -81,14 +81,14 @@ class ForceRows:
         return atoms[starts[copies][owner] + within, which[owner]]
 
     def _chunks(self, batch: GraphBatch, copies: Tensor) -> list[slice]:
-        """Runs of ``copies`` that stay under :data:`EDGES_AT_ONCE`, one structure at least."""
+        """Runs of ``copies`` with at most :data:`EDGES_AT_ONCE` edges, and no more atoms; one structure at least."""
         most = EDGES_AT_ONCE[self.potential.device.type]
         chunks, start, total = [], 0, 0
-        for position, edges in enumerate(batch.edge_counts[copies].tolist()):
-            if position > start and total + edges > most:
+        for position, size in enumerate(torch.maximum(batch.edge_counts, batch.counts)[copies].tolist()):
+            if position > start and total + size > most:
                 chunks.append(slice(start, position))
                 start, total = position, 0
-            total += edges
+            total += size
         chunks.append(slice(start, len(copies)))
         return chunks
 

@@ -75,9 +75,9 @@ class Swish(torch.nn.Module):
 def _make_twice_differentiable(model: torch.nn.Module) -> None:
     """Exchanges ``silu``: PyTorch has no forward-mode derivative of its backward pass, which force rows need."""
     for name, module in list(model.named_modules()):
-        if type(module).__name__ == "normalize2mom" and getattr(module, "f", None) is torch.nn.functional.silu:
-            module.f = swish
-        elif isinstance(module, torch.nn.SiLU):
+        for attribute in [key for key, value in vars(module).items() if value is torch.nn.functional.silu]:
+            setattr(module, attribute, swish)  # e3nn's normalised activations, the gates of non-linear blocks
+        if isinstance(module, torch.nn.SiLU):
             parent_name, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent_name), child, Swish())
 
