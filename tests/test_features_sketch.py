@@ -48,6 +48,37 @@ def test_inner_products_are_unbiased_and_of_bounded_variance(potential, exact, d
     assert bool((squares.mean(dim=0) <= bound + 5.0 * squares.std(dim=0) / seeds**0.5).all())
 
 
+@pytest.mark.parametrize("dim", [8, 33, 64])
+def test_signs_are_independent_within_and_between_parameters(dim):
+    """Vectors of equal entries: without independent signs the estimate would be too large by a factor of about P / D."""
+    seeds = 300
+    slots = [
+        Slot("first.weight", 0, 16, 12, 16),
+        Slot("first.weight", 192, 16, 12, 16),
+        Slot("second.weight", 0, 16, 12, 16),
+        Slot("bias", 0, 9, 1, 9),
+    ]
+    estimates = []
+    for seed in range(seeds):
+        sketch = make_sketch(dim, seed)
+        ones = (torch.ones(1, slot.rows, slot.columns, dtype=torch.float64) for slot in slots)
+        parts = [
+            sketch.apply(Gradient(slot, None, one, None, torch.arange(1)))[0]
+            for slot, one in zip(slots, ones, strict=True)
+        ]
+        cross = [a @ b for i, a in enumerate(parts) for b in parts[:i]]
+        total = sum(parts)
+        estimates.append(torch.stack([total @ total, *cross]))
+    estimates = torch.stack(estimates)
+    sizes = [slot.rows * slot.columns for slot in slots]
+    expected = torch.tensor([float(sum(sizes)), *[0.0] * 6], dtype=torch.float64)
+    variance = torch.tensor(
+        [2.0 * sum(sizes) ** 2, *(float(a * b) for i, a in enumerate(sizes) for b in sizes[:i])], dtype=torch.float64
+    )
+    error = (estimates.mean(dim=0) - expected).abs()
+    assert bool((error <= 5.0 * (variance / dim / seeds).sqrt()).all())
+
+
 def test_more_features_make_smaller_errors(potential, exact):
     kernel = exact @ exact.T
     errors = []
