@@ -354,16 +354,17 @@ def test_lines_in_a_log_tell_rate_and_time_left():
     clock, written = [0.0], []
     progress = Lines(written.append, lambda: clock[0])
     progress.start("pool", 1000)
-    for _ in range(4):
+    progress.advance(100)  # from the cache, at once
+    for count in (100, 100, 100, 20, 80):
         clock[0] += 6.0
-        progress.advance(150)
-    clock[0] += 16.0
-    progress.advance(400)
+        progress.advance(count)
+    clock[0] += 90.0
+    progress.advance(500)
     progress.finish()
     assert written == [
         "pool: 300/1000, 25.0/s, 28.0 s left",
-        "pool: 600/1000, 25.0/s, 16.0 s left",
-        "pool: 1000/1000 done in 40.0 s",
+        "pool: 420/1000, 10.0/s, 58.0 s left",
+        "pool: 1000/1000 done in 2 min 00 s",
     ]
 
 

@@ -53,7 +53,10 @@ class Bar:
 
 
 class Lines:
-    """A line at the end of each stage, and every ten seconds inside a long one."""
+    """A line at the end of each stage, and every ten seconds inside a long one.
+
+    The rate is that since the line before: what a cache had ready does not make the rest look quick.
+    """
 
     def __init__(self, write: Callable[[str], object], clock: Callable[[], float] = time.monotonic) -> None:
         self._write, self._clock = write, clock
@@ -68,14 +71,15 @@ class Lines:
         """Remembers when."""
         self._label, self._total, self._done = label, total, 0
         self._began = self._last = self._clock()
+        self._done_at_last = 0
 
     def advance(self, count: int) -> None:
         """Writes a line if the last is long ago."""
         self._done += count
         now = self._clock()
         if now - self._last >= LINE_EVERY_S and self._done < self._total:
-            self._last = now
-            rate = self._done / (now - self._began)
+            rate = (self._done - self._done_at_last) / (now - self._last)
+            self._last, self._done_at_last = now, self._done
             left = (self._total - self._done) / rate if rate else float("inf")
             self._write(f"{self._label}: {self._done}/{self._total}, {rate:.1f}/s, {_duration(left)} left")
 
