@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from ase import Atoms
 
 from selectron.errors import SelectronError
 
@@ -49,7 +50,10 @@ NormaliseOption = Annotated[str, typer.Option(help="none, per-atom or unit (leng
 ProbesOption = Annotated[
     str, typer.Option(help="Force rows a structure of the pool: a number of random probes, or 'exact' for all 3N.")
 ]
-TrainProbesOption = Annotated[str, typer.Option(help="The same for the training set.")]
+TrainProbesOption = Annotated[
+    str,
+    typer.Option(help="The same for the training set; 'auto': exact up to 30,000 force components, else 16 probes."),
+]
 EnergyWeightOption = Annotated[float, typer.Option(help="Weight of energies in the loss that joint-ntk stands for.")]
 ForceWeightOption = Annotated[float, typer.Option(help="Weight of forces in that loss.")]
 RankByOption = Annotated[
@@ -80,6 +84,9 @@ QuarantineOption = Annotated[
         help="Where unusable structures are noted, with reasons.", show_default="quarantine.csv beside the output"
     ),
 ]
+
+EXACT_COMPONENTS, TRAIN_PROBES = 30_000, 16
+"""Force components of a training set up to which it gets exact rows by default, and how many probes it gets beyond."""
 
 
 @dataclass
@@ -128,7 +135,10 @@ def set_up(
     potentials = [load_potential(spec, device=device, dtype=dtype, head=head) for spec in model]
     first = potentials[0] if potentials else None
     feature_map = make_features(features, first, options)
-    train_map = make_features(features, first, options._replace(probes=parse_probes(train_probes)))
+    train_map = feature_map
+    if hasattr(feature_map, "probes"):
+        of_training = _probes_of_training(train_probes, opened_train)
+        train_map = make_features(features, first, options._replace(probes=of_training))
     committee = Committee(potentials) if len(potentials) > 1 else None
     folder = None if no_cache else (cache or default_cache()) / "features"
     return Setup(
@@ -143,6 +153,18 @@ def set_up(
         checks=default_checks(feature_map, committee, min_distance),
         batch_size=size,
     )
+
+
+def _probes_of_training(text: str, train: Pool | None) -> Probes:
+    """What ``--train-probes`` says; "auto" looks at the size of the training set."""
+    if text != "auto":
+        return parse_probes(text)
+    components = 0
+    for chunk in train.chunks(512) if train is not None else ():
+        components += sum(3 * len(atoms) for _, atoms in chunk if isinstance(atoms, Atoms))
+        if components > EXACT_COMPONENTS:
+            return TRAIN_PROBES
+    return "exact"
 
 
 def parse_probes(text: str) -> Probes:

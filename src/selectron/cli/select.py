@@ -52,7 +52,7 @@ def select(
     parameters: o.ParametersOption = "all",
     normalise: o.NormaliseOption = "none",
     probes: o.ProbesOption = "4",
-    train_probes: o.TrainProbesOption = "exact",
+    train_probes: o.TrainProbesOption = "auto",
     energy_weight: o.EnergyWeightOption = 1.0,
     force_weight: o.ForceWeightOption = 10.0,
     noise: o.NoiseOption = DEFAULT_NOISE,
