@@ -9,8 +9,8 @@ from pathlib import PurePath
 
 from rich.table import Table
 
-LONG_NAME = 28
-"""Characters of a file's name that are shown on any terminal."""
+LONG_NAME = 40
+"""Characters of a file's name that are shown at most."""
 
 
 @dataclass(frozen=True)
@@ -47,17 +47,16 @@ def picks_table(rows: Sequence[PickRow], max_rows: int = 20) -> Table:
     hidden = len(rows) - max_rows
     table = Table(caption=f"… {hidden} more" if hidden > 0 else None, caption_justify="left")
     table.add_column("rank", justify="right", no_wrap=True)
-    names = [PurePath(row.source).name for row in rows[:max_rows]]
-    # on a narrow terminal the other columns give way first
-    table.add_column("source", overflow="ellipsis", min_width=min(max(map(len, names), default=0), LONG_NAME))
+    # the one column that gives way on a narrow terminal
+    table.add_column("source", overflow="ellipsis", max_width=LONG_NAME)
     table.add_column("index", justify="right", no_wrap=True)
-    table.add_column("formula", overflow="ellipsis")
+    table.add_column("formula", overflow="ellipsis", no_wrap=True)
     table.add_column("score", justify="right", no_wrap=True)
     table.add_column("variance", justify="right", no_wrap=True)
     if with_distance:
-        table.add_column("distance to training set", justify="right")
-    for row, name in zip(rows, names, strict=False):
-        cells = [str(row.rank), name, str(row.index), row.formula]
+        table.add_column("distance\nto training\nset", justify="right", no_wrap=True)
+    for row in rows[:max_rows]:
+        cells = [str(row.rank), PurePath(row.source).name, str(row.index), row.formula]
         cells += [_number(row.score), _number(row.variance)]
         table.add_row(*cells, *([_number(row.distance)] if with_distance else []))
     return table
