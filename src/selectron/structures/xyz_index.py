@@ -72,9 +72,9 @@ def frame_index(path: Path) -> FrameIndex:
 
 
 def cache_folder() -> Path:
-    """``$SELECTRON_CACHE``, or ``~/.cache/selectron``."""
+    """``$SELECTRON_CACHE``, or ``selectron`` in the user's cache folder."""
     named = os.environ.get("SELECTRON_CACHE")
-    return Path(named) if named else Path.home() / ".cache" / "selectron"
+    return Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "selectron"
 
 
 def _saved_at(path: Path) -> list[Path]:
