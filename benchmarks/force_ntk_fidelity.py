@@ -79,6 +79,7 @@ def main() -> None:
     parser.add_argument("--case", choices=["molecules", "surfaces"], default="molecules")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--pool", type=int)
+    parser.add_argument("--dims", type=int, nargs="+", default=[256, 512, 1024])
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     on_surfaces = arguments.case == "surfaces"
@@ -95,7 +96,7 @@ def main() -> None:
     potential = load_potential(arguments.shared / "models" / model, device=arguments.device)
     entries: list[dict[str, Any]] = []
     rows: dict[int, tuple[Rows, Rows]] = {}
-    dims = (512,) if arguments.quick else (256, 512, 1024)
+    dims = [512] if arguments.quick else arguments.dims
     for dim in dims:
         features = ForceNTKFeatures(potential, dim=dim, probes="exact")
         rows[dim] = exact_rows(features, train), exact_rows(features, pool)
