@@ -11,7 +11,7 @@ from torch import Tensor
 from ..errors import SelectronError
 from ..rows import Rows
 from .duplicates import DEFAULT_TOLERANCE, duplicate_groups
-from .embedding import SKETCH_WIDTH, has_single_rows, structure_embedding
+from .embedding import SKETCH_WIDTH, has_single_rows, structure_embedding, whitened
 from .moment import require_dim
 from .posterior import Posterior, require_positive
 
@@ -54,8 +54,14 @@ class Problem:
 
     @cached_property
     def vectors(self) -> tuple[Tensor, Tensor]:
-        """`structure_embedding` of the candidates (n, q) and of the training structures (t, q), t may be 0."""
-        return _embed(self.candidates, self.train, SKETCH_WIDTH)
+        """`structure_embedding` of the candidates (n, q) and of the training structures (t, q), t may be 0.
+
+        Several rows a structure are whitened first: their distances are those of what is not known about them yet.
+        """
+        if has_single_rows(self.candidates, self.train):
+            return _embed(self.candidates, self.train, SKETCH_WIDTH)
+        train = None if self.train is None else whitened(self.train, self.posterior)
+        return _embed(whitened(self.candidates, self.posterior), train, SKETCH_WIDTH)
 
     @cached_property
     def posterior(self) -> Posterior:
