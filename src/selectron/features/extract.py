@@ -12,7 +12,7 @@ from selectron.features.base import FeatureMap
 from selectron.features.store import FeatureStore
 from selectron.rows import Rows, concatenate
 
-AUTO_ATOMS = {"cpu": 512, "cuda": 16384}
+AUTO_ATOMS = {"cpu": 256, "cuda": 16384}
 """Atoms in a batch of automatic size: enough to keep the device busy, few enough for its caches and memory."""
 AUTO_STRUCTURES = {"cpu": 64, "cuda": 1024}
 
