@@ -335,7 +335,7 @@ def load_mace(path: str | Path) -> torch.nn.Module:
         raise refusal from error
     if not isinstance(model, torch.nn.Module):
         raise SelectronError(
-            f"{path} holds no model but an object of type {type(model).__name__}; "
+            f"{path} is not a model file, it holds an object of type {type(model).__name__}; "
             "mace-torch saves a whole model in a .model file."
         )
     return model
