@@ -4,8 +4,8 @@
 
 For p = 1, 2, 4, 8, 16 probes and D = 256, 512, 1024 features: Spearman correlation of probed with exact posterior
 variances, overlap of the 5 % of largest variance, and overlap of a batch of 20 picked with ipv and with maxdet. The
-training set has exact rows, and once probed rows with the same p. Spread: standard deviation over independent sets of
-probes. Writes force_ntk_fidelity_CASE.json and .png.
+training set has exact rows, and once probed rows with the same p; beside them plain random signs on all components.
+Spread: standard deviation over independent sets of probes. Writes force_ntk_fidelity_CASE.json and .png.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from ase import Atoms
 from _common import add_common_arguments, machine_facts, reactive_molecules, sample, save, slabs, spearman
 from selectron.acquisition import Posterior, default_scale, select_batch
 from selectron.features import ForceNTKFeatures
+from selectron.features.probes import colour, couplings
 from selectron.potentials import load_potential
 from selectron.rows import Rows, concatenate
 
@@ -36,12 +37,18 @@ def exact_rows(features: ForceNTKFeatures, structures: list[Atoms]) -> Rows:
     return concatenate([Rows(part.values.to("cpu", torch.float64), part.counts.cpu()) for part in parts])
 
 
-def probed_rows(exact: Rows, probes: int, random: np.random.Generator) -> Rows:
-    """Sign combinations of exact rows: what probing gives but for the error of the difference quotient (5e-3 in float32)."""
+def probed_rows(exact: Rows, coupling: list[np.ndarray] | None, probes: int, random: np.random.Generator) -> Rows:
+    """Sign combinations of exact rows: what probing gives but for the error of the difference quotient (5e-3 in float32).
+
+    With ``coupling`` signs on coloured groups, without it signs on all components.
+    """
     blocks = []
-    for start, count in zip(exact.offsets[:-1].tolist(), exact.counts.tolist(), strict=True):
-        signs = torch.from_numpy(random.choice([-1.0, 1.0], size=(probes, count)))
-        blocks.append(signs @ exact.values[start : start + count] * probes**-0.5)
+    for place, (start, count) in enumerate(zip(exact.offsets[:-1].tolist(), exact.counts.tolist(), strict=True)):
+        if coupling is None:
+            signs = random.choice([-1.0, 1.0], size=(probes, count)) * probes**-0.5
+        else:
+            signs = colour(coupling[place], probes, random).transpose(1, 0, 2).reshape(probes, count)
+        blocks.append(torch.from_numpy(signs) @ exact.values[start : start + count])
     return Rows(torch.cat(blocks), torch.full_like(exact.counts, probes))
 
 
@@ -94,6 +101,8 @@ def main() -> None:
     train = sample([a for a in frames if a.info["group"] in known], n_train, 0)
     pool = sample([a for a in frames if a.info["group"] not in known], count, 0)
     potential = load_potential(arguments.shared / "models" / model, device=arguments.device)
+    pool_coupling = [couplings(potential.batch([atoms]))[0] for atoms in pool]
+    train_coupling = [couplings(potential.batch([atoms]))[0] for atoms in train]
     entries: list[dict[str, Any]] = []
     rows: dict[int, tuple[Rows, Rows]] = {}
     dims = [512] if arguments.quick else arguments.dims
@@ -109,10 +118,13 @@ def main() -> None:
         for probes in (1, 2, 4, 8, 16):
             for seed in range(arguments.seeds):
                 random = np.random.default_rng(seed)
-                pool_rows = probed_rows(exact_pool, probes, random)
+                plain = judge(exact_train, probed_rows(exact_pool, None, probes, random), reference, nominal)
+                pool_rows = probed_rows(exact_pool, pool_coupling, probes, random)
                 with_exact = judge(exact_train, pool_rows, reference, nominal)
-                with_probed = judge(probed_rows(exact_train, probes, random), pool_rows, reference, nominal)
-                for kind, judged in (("exact", with_exact), ("probed", with_probed)):
+                probed_train = probed_rows(exact_train, train_coupling, probes, random)
+                with_probed = judge(probed_train, pool_rows, reference, nominal)
+                kinds = (("exact", with_exact), ("probed", with_probed), ("exact, plain signs", plain))
+                for kind, judged in kinds:
                     entries.append({"dim": dim, "probes": probes, "seed": seed, "train": kind, **compared(judged)})
     name = f"force_ntk_fidelity_{arguments.case}{'_quick' if arguments.quick else ''}"
     summary = summarise(entries)

@@ -13,7 +13,8 @@ from torch import Tensor
 from selectron.errors import SelectronError
 from selectron.features.base import Normalisation, fingerprint, normalised
 from selectron.features.energy_ntk import GradientRows, parameter_subset
-from selectron.features.force_rows import STEP_A, ForceRows, sign_probes
+from selectron.features.force_rows import STEP_A, ForceRows
+from selectron.features.probes import coloured_probes
 from selectron.potentials.mace import MacePotential
 from selectron.rows import Rows
 from selectron.structures.graphs import GraphBatch
@@ -22,7 +23,7 @@ Probes = int | Literal["exact"]
 
 
 class ForceNTKFeatures:
-    """Rows φ_a = S ∂F_a/∂θ of every force component, or p random-sign combinations of them divided by √p.
+    """Rows φ_a = S ∂F_a/∂θ of every force component, or p random-sign combinations of groups of them.
 
     Either way Σ over a structure's rows of ‖φ‖² is (an unbiased estimate of) the trace of its block of the force NTK,
     k_F(x, x') = Σ_ab ∂F_a/∂θ · ∂F_b/∂θ.
@@ -63,7 +64,7 @@ class ForceNTKFeatures:
             "dim": self.dim,
             "parameters": parameters,
             "seed": seed if self.dim < sum(sizes.values()) else None,
-            "probes": probes,
+            "probes": probes if probes == "exact" else f"{probes} coloured",
             "step_A": None if probes == "exact" else STEP_A[potential.dtype],
             "normalise": normalise,
             **self._more_settings(),
@@ -94,10 +95,10 @@ class ForceNTKFeatures:
     def _energy_and_force_rows(self, batch: GraphBatch, structures: Sequence[Atoms]) -> tuple[Tensor, Rows]:
         if self.probes == "exact":
             return self.force_rows.gradient_rows(batch), Rows(self.force_rows.exact(batch), 3 * batch.counts)
-        probes = sign_probes(structures, self.probes, self.potential.dtype, self.potential.device)
+        probes = coloured_probes(structures, batch, self.probes)
         energy, forces = self.force_rows.probed(batch, probes)
         counts = torch.full_like(batch.counts, self.probes)
-        return energy, Rows(forces.flatten(0, 1) * self.probes**-0.5, counts)
+        return energy, Rows(forces.flatten(0, 1), counts)
 
 
 class JointNTKFeatures(ForceNTKFeatures):

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import numpy as np
 import torch
-from ase import Atoms
 from torch import Tensor
 
 from selectron.features.energy_ntk import GradientRows
 from selectron.potentials.mace import MacePotential
-from selectron.structures import structure_hash
 from selectron.structures.graphs import GraphBatch
 
 STEP_A = {torch.float32: 1e-4, torch.float64: 1e-6}
@@ -24,9 +19,8 @@ EDGES_AT_ONCE = {"cpu": 4_000, "cuda": 600_000}
 class ForceRows:
     """−S d/dτ ∂E/∂θ (r + τ u) for chosen directions u: the sum Σ_a u_a φ_a of the force rows φ_a = S ∂F_a/∂θ.
 
-    For u with independent random signs the row ψ = Σ_a u_a φ_a has E[ψᵀψ] = Σ_a φ_aᵀ φ_a (Hutchinson 1990), so that p
-    probes divided by √p give an unbiased estimate of everything that is quadratic in the force rows of one structure
-    (arXiv 2605.13788, force NTK).
+    With the directions of :mod:`selectron.features.probes` the rows of the p probes of a structure give an unbiased
+    estimate of everything that is quadratic in its force rows (arXiv 2605.13788, force NTK).
     """
 
     def __init__(self, gradient_rows: GradientRows) -> None:
@@ -91,17 +85,3 @@ class ForceRows:
             total += size
         chunks.append(slice(start, len(copies)))
         return chunks
-
-
-def sign_probes(structures: Sequence[Atoms], probes: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """(N, p, 3): independent random signs, seeded by the content of each structure.
-
-    The same structure has the same probes in any pool, order or batch, and its first probes do not depend on how many
-    are asked for.
-    """
-    blocks = []
-    for atoms in structures:
-        random = np.random.Generator(np.random.Philox(int(structure_hash(atoms), 16)))
-        blocks.append(random.choice([-1.0, 1.0], size=(probes, len(atoms), 3)).transpose(1, 0, 2))
-    signs = np.concatenate(blocks) if blocks else np.zeros((0, probes, 3))
-    return torch.from_numpy(signs).to(device, dtype)
