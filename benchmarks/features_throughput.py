@@ -31,7 +31,7 @@ from ase import Atoms
 from _common import add_common_arguments, machine_facts, reactive_molecules, sample, save
 from selectron.features import ActivationFeatures, EnergyNTKFeatures
 from selectron.potentials import MacePotential
-from selectron.potentials.mace import load_mace
+from selectron.potentials.mace_files import load_mace
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt

@@ -24,7 +24,7 @@ from ase import Atoms
 from _common import add_common_arguments, machine_facts, reactive_molecules, sample, save, slabs
 from selectron.features import EnergyNTKFeatures, ForceNTKFeatures, JointNTKFeatures
 from selectron.potentials import MacePotential
-from selectron.potentials.mace import load_mace
+from selectron.potentials.mace_files import load_mace
 
 EPOCHS, TRAINING_SET = 200, 1000
 """A committee member's training: epochs over so many structures, a modest assumption."""

@@ -7,7 +7,7 @@ from ase.io import read
 from selectron.features import EnergyNTKFeatures
 from selectron.features.energy_ntk import SUBSETS, parameter_subset
 from selectron.potentials import MacePotential
-from selectron.potentials.mace import load_mace
+from selectron.potentials.mace_files import load_mace
 from small_maces import CASES, loop_gradients, model_of, parameter_slices, structures
 
 STRUCTURES = structures()

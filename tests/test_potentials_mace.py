@@ -9,7 +9,7 @@ from ase.io import read
 
 from selectron.errors import SelectronError
 from selectron.potentials import MacePotential, load_potential
-from selectron.potentials.mace import load_mace
+from selectron.potentials.mace_files import load_mace
 from small_maces import ATOMIC_ENERGIES, CASES, ELEMENTS, VARIANTS, model_of, small_mace, stock_evaluation, structures
 
 STRUCTURES = structures()

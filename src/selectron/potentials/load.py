@@ -15,7 +15,8 @@ import torch
 from selectron.errors import SelectronError
 from selectron.potentials.ase_potential import ase_potential_from
 from selectron.potentials.base import Potential
-from selectron.potentials.mace import MacePotential, load_mace
+from selectron.potentials.mace import MacePotential
+from selectron.potentials.mace_files import load_mace
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import hashlib
-import io
-import pickle
-import warnings
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +15,7 @@ from torch.autograd import forward_ad
 from selectron.errors import SelectronError
 from selectron.potentials.base import Evaluation
 from selectron.potentials.fast_mace import recorded_copy
+from selectron.potentials.mace_initialisation import reinitialise
 from selectron.potentials.mace_modules import Composition, Gradient, RecordedLayer, Slot, Tape
 from selectron.potentials.mace_torch import MACE
 from selectron.structures.graphs import GraphBatch, collate
@@ -305,98 +301,3 @@ def model_fingerprint(model: torch.nn.Module, head: str, dtype: torch.dtype) -> 
         digest.update(f"{key}|{tuple(data.shape)}".encode())
         digest.update(data.numpy().tobytes())
     return digest.hexdigest()
-
-
-def load_mace(path: str | Path) -> torch.nn.Module:
-    """The model in a mace-torch ``.model`` file.
-
-    The file is a pickle and can run code when it is opened: open only files whose origin you trust.
-    """
-    path = Path(path)
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise SelectronError(f"Cannot read the model {path}: {error.strerror}.") from None
-    refusal = SelectronError(f"{path} is not a mace-torch model file: torch.load cannot read it as a model.")
-    try:
-        with _default_dtype_kept(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            model = torch.load(io.BytesIO(content), map_location="cpu", weights_only=False)
-    except (
-        pickle.UnpicklingError,
-        RuntimeError,
-        EOFError,
-        ValueError,
-        KeyError,
-        ImportError,
-        AttributeError,
-        OSError,
-    ) as error:
-        raise refusal from error
-    if not isinstance(model, torch.nn.Module):
-        raise SelectronError(
-            f"{path} is not a model file, it holds an object of type {type(model).__name__}; "
-            "mace-torch saves a whole model in a .model file."
-        )
-    return model
-
-
-@contextlib.contextmanager
-def _default_dtype_kept() -> Iterator[None]:
-    before = torch.get_default_dtype()
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
-
-
-_CONSTANT = {"alpha": 20.0, "beta": 0.0}
-
-
-def reinitialise(model: torch.nn.Module, seed: int) -> None:
-    """Draws every parameter anew, in place, from the distribution that mace-torch 0.3.16 initialises it with.
-
-    e3nn linear maps, tensor products and radial layers: standard normal, their biases zero, the embeddings of sender and
-    receiver in a non-linear interaction uniform in ±0.001; symmetric contractions: normal with standard deviation
-    1 / number of paths; density normalisation: α = 20, β = 0; ``torch.nn`` layers: their own ``reset_parameters``; what is
-    left, a normal with the trained parameter's own root mean square.
-    """
-    generator = torch.Generator().manual_seed(seed)
-
-    def normal_like(parameter: Tensor, scale: float) -> Tensor:
-        draw = torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * scale
-        return draw.to(parameter.device, parameter.dtype)
-
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        done: set[int] = set()
-        module: Any
-        for module_name, module in model.named_modules():
-            own: list[Any] = list(module.parameters(recurse=False))
-            if not own:
-                continue
-            if hasattr(module, "reset_parameters"):
-                module.reset_parameters()
-            elif type(module).__name__ == "Contraction" and module.weights_max.dim() == 3:
-                for weight in [module.weights_max, *module.weights]:
-                    if bool(weight.any()):
-                        weight.copy_(normal_like(weight, 1.0 / weight.shape[1]))
-                    done.add(id(weight))
-            else:
-                for name, parameter in module.named_parameters(recurse=False):
-                    if id(parameter) in done:
-                        continue
-                    if name in _CONSTANT and type(module).__name__ == "RealAgnosticResidualNonLinearInteractionBlock":
-                        parameter.fill_(_CONSTANT[name])
-                        continue
-                    if name == "bias":
-                        parameter.zero_()
-                        continue
-                    if module_name.endswith(("source_embedding", "target_embedding")):
-                        draw = torch.rand(parameter.shape, generator=generator, dtype=torch.float64)
-                        parameter.copy_(((2.0 * draw - 1.0) * 1e-3).to(parameter.device, parameter.dtype))
-                        continue
-                    known = type(module).__name__ in {"Linear", "FullyConnectedTensorProduct", "_Layer"}
-                    scale = 1.0 if known else float(parameter.double().square().mean().sqrt())
-                    parameter.copy_(normal_like(parameter, scale))
-            done.update(id(parameter) for parameter in own)
