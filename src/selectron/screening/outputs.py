@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from ase import Atoms
 
 from selectron.report.map import FeatureMapData, draw_png, write_html
@@ -204,5 +205,11 @@ def _coordinates(catalogue: Catalogue, projection: Projection, screening: Screen
 
 
 def _pooled(rows: Rows, screening: Screening) -> np.ndarray:
-    """(n, q) float64: one vector a structure, of its scaled rows."""
-    return structure_vectors(screening.scale.apply(rows), screening.features).numpy()
+    """(n, q) float64: one vector a structure, of its scaled rows.
+
+    Of several rows a structure the direction alone is drawn, for few structures with very large rows would fill the map.
+    """
+    vectors = structure_vectors(screening.scale.apply(rows), screening.features)
+    if hasattr(screening.features, "nominal_rows"):
+        vectors = torch.nn.functional.normalize(vectors, dim=1)
+    return vectors.numpy()
