@@ -12,9 +12,11 @@ process (time.process_time) with one thread on the CPU, wall clock on a GPU. Wri
 from __future__ import annotations
 
 import argparse
-import resource
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -37,6 +39,9 @@ def main() -> None:
     parser.add_argument("--case", choices=["molecules", "surfaces"], default="molecules")
     parser.add_argument("--structures", type=int)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument(
+        "--only", help="run this task once and print the peak memory, GiB: how the main run measures it"
+    )
     arguments = parser.parse_args()
     on_surfaces, on_gpu = arguments.case == "surfaces", arguments.device.startswith("cuda")
     torch.set_num_threads(1 if not on_gpu else arguments.threads)
@@ -61,6 +66,11 @@ def main() -> None:
     tasks["joint NTK, 4 probes"] = (rows(JointNTKFeatures(potential, probes=4), structures), structures)
     tasks["force NTK, exact"] = (rows(ForceNTKFeatures(potential, probes="exact"), few), few)
     tasks["training step, plain mace-torch"] = (lambda: training_step(potential, batch), structures)
+    if arguments.only:
+        if arguments.only in tasks:
+            tasks[arguments.only][0]()
+        print(peak_memory(on_gpu))
+        return
     clock = time.perf_counter if on_gpu else time.process_time
     seconds: dict[str, list[float]] = {name: [] for name in tasks}
     for repeat in range(arguments.repeats + 1):
@@ -86,7 +96,7 @@ def main() -> None:
     step = median(seconds["training step, plain mace-torch"])
     training = 4 * EPOCHS * TRAINING_SET / count * step
     ratios["committee of five, inference alone"] = {"of ours": 5.0, "of plain mace-torch": 5.0}
-    memory = torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    memory = {task: memory_of(task) for task in ("nothing", *tasks)}
     name = f"force_ntk_cost_{arguments.case}{'_gpu' if on_gpu else ''}{'_quick' if arguments.quick else ''}"
     save(
         arguments.output,
@@ -98,7 +108,7 @@ def main() -> None:
             "mean atoms": sum(sizes) / count,
             "machine": machine_facts(arguments.device),
             "clock": "wall" if on_gpu else "process time, one thread",
-            "peak memory of the whole run, GiB": memory / 2**30,
+            "peak memory of a process that does it once, GiB": memory,
             "ratios": ratios,
             "seconds for all structures": seconds,
             "committee": {
@@ -110,7 +120,23 @@ def main() -> None:
         },
     )
     for label, ratio in ratios.items():
-        print(f"{label:40} {ratio['of ours']:8.2f} of ours {ratio['of plain mace-torch']:8.2f} of plain mace-torch")
+        times = f"{ratio['of ours']:8.2f} of ours {ratio['of plain mace-torch']:8.2f} of plain mace-torch"
+        print(f"{label:40} {times} {memory.get(label, float('nan')):6.2f} GiB")
+
+
+def peak_memory(on_gpu: bool) -> float:
+    """Of this process so far, GiB."""
+    if on_gpu:
+        return torch.cuda.max_memory_allocated() / 2**30
+    # not ru_maxrss, which a process inherits from the one that starts it
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 2**20
+
+
+def memory_of(task: str) -> float:
+    """Peak memory of a fresh process that does the task once, with the arguments of this one; loading the model counts."""
+    command = [sys.executable, "-W", "ignore", __file__, *sys.argv[1:], "--only", task]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
 
 
 def rows(features: Any, structures: list[Atoms]) -> Callable[[], Any]:
