@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import io
+import warnings
 
-with contextlib.redirect_stdout(io.StringIO()):  # it prints which accelerators are missing
+with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():  # it prints which accelerators are missing
+    warnings.simplefilter("ignore")
     import mace  # noqa: F401
     from e3nn import o3
     from mace.modules.models import MACE
