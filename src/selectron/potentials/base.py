@@ -28,6 +28,32 @@ class Evaluation(NamedTuple):
     node_features: Tensor | None = None
 
 
+class Differentiable(NamedTuple):
+    """Energies of a batch as differentiable functions of its positions.
+
+    | field         | shape  | unit | meaning                                                            |
+    |---------------|--------|------|--------------------------------------------------------------------|
+    | positions     | (N, 3) | Å    | a leaf that requires gradients                                     |
+    | energies      | (B,)   | eV   | with graph                                                         |
+    | node_features | (N, C) | –    | invariant features of all layers, with graph; None where not asked |
+    """
+
+    positions: Tensor
+    energies: Tensor
+    node_features: Tensor | None = None
+
+
+class DifferentiablePotential(Protocol):
+    """A potential whose energies and node features can be differentiated in the positions.
+
+    MACE models and the analytic surfaces are; ASE calculators and TorchSim models are not.
+    """
+
+    def differentiable(self, batch: GraphBatch, *, node_features: bool = False) -> Differentiable:
+        """Energies and, where asked for, node features of ``batch`` with their graph."""
+        ...
+
+
 class Potential(Protocol):
     """Energies and forces of batches of structures; :data:`capabilities` says what else.
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from selectron.errors import SelectronError
-from selectron.potentials.base import Evaluation
+from selectron.potentials.base import Differentiable, Evaluation
 from selectron.potentials.fast_mace import recorded_copy
 from selectron.potentials.mace_initialisation import reinitialise
 from selectron.potentials.mace_modules import Composition, Gradient, RecordedLayer, Slot, Tape
@@ -125,6 +125,16 @@ class MacePotential:
             stress=_stress(out["stress"], batch) if stress else None,
             node_features=self.invariants(out["node_feats"].detach()) if node_features else None,
         )
+
+    def differentiable(self, batch: GraphBatch, *, node_features: bool = False) -> Differentiable:
+        """Energies (B,) and node features (N, C) with their graph; positions (N, 3) are the leaf."""
+        self.compose(batch)
+        with torch.enable_grad():
+            inputs = self.inputs(batch)
+            positions = inputs["positions"].requires_grad_(True)
+            out = self.fast_model(inputs, compute_force=False)
+            features = self.invariants(out["node_feats"]) if node_features else None
+        return Differentiable(positions, out["energy"], features)
 
     def compose(self, batch: GraphBatch) -> None:
         """Tells the exchanged layers what the batch consists of; comes before each call of ``fast_model``."""
