@@ -1,0 +1,43 @@
+"""Signs that a trajectory has left what a potential can describe."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+REASONS = (
+    "energy or forces are not finite",
+    "two atoms came too close",
+    "a force became too large",
+    "the energy rose too far above the start",
+)
+
+
+class Geometry(NamedTuple):
+    """Limits beyond which a trajectory ends: distances in Å, forces in eV/Å, energy above the start in eV an atom."""
+
+    min_distance_A: float = 0.5
+    max_force_eV_A: float = 200.0
+    max_energy_rise_eV: float = 5.0
+
+
+def broken(
+    limits: Geometry, *, energies: Tensor, first_energies: Tensor, counts: Tensor, largest: Tensor, shortest: Tensor
+) -> Tensor:
+    """(P,) int64: index into :data:`REASONS` of the first limit that is crossed, −1 where none is.
+
+    All arguments are (P,): ``largest`` the largest force component in eV/Å, ``shortest`` the smallest distance in Å.
+    """
+    finite = torch.isfinite(energies) & torch.isfinite(largest)
+    tests = (
+        ~finite,
+        shortest < limits.min_distance_A,
+        largest > limits.max_force_eV_A,
+        energies - first_energies > limits.max_energy_rise_eV * counts,
+    )
+    found = torch.full(energies.shape, -1, dtype=torch.int64, device=energies.device)
+    for index in range(len(tests) - 1, -1, -1):
+        found = torch.where(tests[index], torch.full_like(found, index), found)
+    return found

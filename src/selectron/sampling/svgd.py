@@ -1,0 +1,163 @@
+"""SKMD with synchronous updates: all particles of an ensemble move at once, in one model call (stochastic SVGD)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from selectron.potentials.base import Evaluation
+from selectron.sampling.brownian import Scales, brownian
+from selectron.sampling.descriptors import traced
+from selectron.sampling.skmd import Stepping, check_ensembles
+from selectron.sampling.state import Field, Memory, Sampler, Watch
+from selectron.sampling.stein import Standing, SteinKernel, differences, pair_distances
+from selectron.sampling.system import System, graph_of, shortest_distances
+from selectron.sampling.unbiased import plain_field
+
+
+class HeldBandwidth(NamedTuple):
+    """ℓ (E,) as the rule last gave it."""
+
+    bandwidth: Tensor
+
+
+class SteinField:
+    """b of SKMD, eq. 5b, for every particle of E ensembles of M, all of them where they are at this step.
+
+    ``system`` holds the ensembles one after the other. The bandwidth follows its rule at every step while the bandwidth
+    schedule holds; schedules count steps here. One model call a step, and for descriptors of the model min(M, D) more
+    backward passes of the whole batch.
+    """
+
+    def __init__(self, system: System, *, particles: int, stein: SteinKernel, kT_eV: float) -> None:
+        self.system, self.particles, self.stein, self.kT_eV = system, particles, stein, kT_eV
+        self.ensembles = system.n_structures // particles
+        self.atoms = len(system.structures[0])
+
+    def start(self) -> Memory:
+        """No neighbour list yet."""
+        return Memory((None,), HeldBandwidth(self.system.masses.new_ones(self.ensembles)))
+
+    def __call__(self, positions: Tensor, memory: Memory, step: int) -> tuple[Field, Memory]:
+        """The field with b as bias."""
+        system, descriptor, stein = self.system, self.system.descriptor, self.stein
+        assert descriptor is not None
+        batch, graph = graph_of(system, positions, memory.graphs[0])
+        leaf, energies, values = traced(system.potential, descriptor, batch)
+        if energies is None:
+            found = system.potential.evaluate(batch)
+            assert found.forces is not None
+            energies, forces = found.energies, found.forces
+        else:
+            (gradient,) = torch.autograd.grad(energies.sum(), leaf, retain_graph=True)
+            energies, forces = energies.detach(), -gradient
+        forces = forces.double() * system.free
+        here = values.detach().double()
+        shape = (self.ensembles, self.particles)
+        standing = Standing(
+            positions=positions.reshape(*shape, self.atoms, 3),
+            energies=energies.reshape(shape),
+            forces=forces.reshape(*shape, self.atoms, 3),
+            descriptors=here.reshape(*shape, -1),
+            jacobians=positions.new_zeros(*shape, 0, 3 * self.atoms),
+            shortest=energies.new_zeros(shape),
+        )
+        held = self._bandwidth(standing, memory.bias, step)
+        count = torch.full((1,), step, device=system.device)
+        scale = held.bandwidth * stein.bandwidth_schedule.factor(count)
+        height = torch.full_like(scale, stein.amplitude) * stein.amplitude_schedule.factor(count)
+        total = self._sums(standing, leaf, values, scale[:, None], height[:, None])
+        field = plain_field(Evaluation(energies.double(), forces), here, shortest_distances(system, batch))
+        bias = total.reshape(-1, 3) * system.free / self.particles
+        return field._replace(bias_forces=bias), Memory((graph,), held)
+
+    def _bandwidth(self, standing: Standing, held: HeldBandwidth, step: int) -> HeldBandwidth:
+        if step and step >= self.stein.bandwidth_schedule.hold:
+            return held
+        assert self.system.descriptor is not None
+        squared = pair_distances(standing, self.stein.alignment, self.system.descriptor.identity)
+        return HeldBandwidth(self.stein.bandwidth(squared))
+
+    def _sums(self, standing: Standing, leaf: Tensor, values: Tensor, scale: Tensor, height: Tensor) -> Tensor:
+        """Σ_{j≠i} [ k F_j + kT ∇_{r_j} k ] for every i: (E, M, n, 3)."""
+        assert self.system.descriptor is not None
+        identity = self.system.descriptor.identity
+        pull = _Pulled(leaf, values, standing, identity)
+        rows = []
+        for i in range(self.particles):
+            apart, rotations = differences(
+                standing.positions[:, i], standing.descriptors[:, i], standing, self.stein.alignment, identity
+            )
+            squared = apart.square().sum(-1)
+            present = torch.ones_like(squared)
+            present[:, i] = 0.0
+            attraction = self.stein.kernel.value(squared, scale, height) * present
+            repulsion = -2.0 * self.kT_eV * self.stein.kernel.slope(squared, scale, height) * present
+            vectors = attraction[..., None, None] * standing.forces
+            if identity:
+                pushed = (repulsion[..., None] * apart).reshape(vectors.shape)
+                vectors = vectors if rotations is None else torch.einsum("emxy,emny->emnx", rotations, vectors)
+                rows.append((vectors + pushed).sum(1))
+                continue
+            vectors = vectors + pull(repulsion[..., None] * apart)
+            turned = vectors if rotations is None else torch.einsum("emxy,emny->emnx", rotations, vectors)
+            rows.append(turned.sum(1))
+        return torch.stack(rows, dim=1)
+
+
+class _Pulled:
+    """J(r_j)ᵀ v_j of all particles j, by one backward pass a call or, where that is cheaper, from all of J."""
+
+    def __init__(self, leaf: Tensor, values: Tensor, standing: Standing, identity: bool) -> None:
+        self.leaf, self.values = leaf, values
+        self.shape = standing.positions.shape
+        self.jacobians: Any = None
+        dimension, particles = values.shape[1], self.shape[1]
+        if not identity and dimension < particles:
+            rows = [
+                torch.autograd.grad(values[:, c].sum(), leaf, retain_graph=True)[0].reshape(len(values), -1)
+                for c in range(dimension)
+            ]
+            self.jacobians = torch.stack(rows, dim=1).reshape(*self.shape[:2], dimension, -1)
+
+    def __call__(self, vectors: Tensor) -> Tensor:
+        """(E, M, n, 3) for ``vectors`` (E, M, D)."""
+        if self.jacobians is not None:
+            found = torch.einsum("emd,emdx->emx", vectors.to(self.jacobians.dtype), self.jacobians)
+        else:
+            flat = vectors.reshape(self.values.shape).to(self.values.dtype)
+            (found,) = torch.autograd.grad(self.values, self.leaf, flat, retain_graph=True)
+        return found.double().reshape(self.shape)
+
+
+def synchronous_skmd(
+    system: System,
+    *,
+    particles: int,
+    stepping: Stepping,
+    seed: int,
+    stein: SteinKernel = SteinKernel(),  # noqa: B008
+    watch: Watch = Watch(),  # noqa: B008
+) -> Sampler:
+    """SKMD as :func:`~selectron.sampling.skmd.skmd` has it, but all particles take each step together.
+
+    With ``stepping.noisy`` off and α = k(r, r) it is Stein variational gradient descent (Liu & Wang 2016). Arguments as for
+    ``skmd``; a particle whose geometry breaks stops moving but goes on acting on the others from its last good place.
+    """
+    check_ensembles(system, particles, stepping)
+    pace = 1.0 if stepping.form == "sum" else 1.0 / particles
+    own = stepping.gradient_scale * pace
+    sampler = brownian(
+        SteinField(system, particles=particles, stein=stein, kT_eV=stepping.kT_eV),
+        kT_eV=stepping.kT_eV,
+        step_size=stepping.step_size,
+        seed=seed,
+        watch=watch,
+        max_displacement_A=stepping.max_displacement_A,
+        fix_centre_of_mass=stepping.fix_centre_of_mass,
+        scales=Scales(force=own, bias=particles * pace, noise=math.sqrt(own) if stepping.noisy else 0.0),
+    )
+    return sampler._replace(name="synchronous-skmd")
