@@ -1,0 +1,113 @@
+"""Labelled structures: what training and evaluation read, and how it is written for mace-torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from ase import Atoms
+from ase.data import chemical_symbols
+
+from selectron.errors import SelectronError
+from selectron.structures.reader import UnreadableFrame
+from selectron.structures.writing import write_extxyz
+
+
+class Labelled(NamedTuple):
+    """A structure with its labels: energy in eV, forces (N, 3) in eV/Å, both float64."""
+
+    atoms: Atoms
+    energy_eV: float
+    forces: np.ndarray
+
+
+def labelled(structures: Iterable[Atoms], *, what: str = "training") -> list[Labelled]:
+    """``structures`` with the energies and forces of their calculators, or of ``info`` and arrays (also as ``REF_…``).
+
+    Raises SelectronError for the first structure without a finite energy and finite forces.
+    """
+    found = []
+    for index, atoms in enumerate(structures):
+        where = f"structure {index} of the {what} set"
+        energy = _result(atoms, "energy", atoms.info)
+        forces = _result(atoms, "forces", atoms.arrays)
+        missing = [name for name, value in (("an energy", energy), ("forces", forces)) if value is None]
+        if missing:
+            raise SelectronError(
+                f"{where.capitalize()} has no {' and no '.join(m.removeprefix('an ') for m in missing)}; "
+                "training needs both, as extended XYZ holds them in 'energy' and 'forces'."
+            )
+        rows = np.asarray(forces, dtype=float)
+        if rows.shape != (len(atoms), 3) or not (np.isfinite(float(energy)) and np.isfinite(rows).all()):
+            raise SelectronError(f"{where.capitalize()} has an energy or forces that are not finite numbers.")
+        found.append(Labelled(atoms, float(energy), rows))
+    return found
+
+
+def _result(atoms: Atoms, name: str, other: Mapping[str, Any]) -> Any:
+    results = getattr(atoms.calc, "results", {}) if atoms.calc is not None else {}
+    for place, key in ((results, name), (other, name), (other, f"REF_{name}")):
+        if place.get(key) is not None:
+            return place[key]
+    return None
+
+
+def usable(entries: Iterable[Atoms | UnreadableFrame], *, what: str) -> Iterator[Atoms]:
+    """``entries`` of a pool; raises SelectronError where one cannot be read: a label must not vanish in silence."""
+    for index, entry in enumerate(entries):
+        if isinstance(entry, UnreadableFrame):
+            raise SelectronError(f"Structure {index} of the {what} set cannot be read: {entry}.")
+        yield entry
+
+
+def check_elements(structures: Sequence[Labelled], known: Iterable[int], *, model: str) -> None:
+    """Raises SelectronError where the structures hold an element that ``model`` lacks."""
+    present = {int(z) for one in structures for z in np.unique(one.atoms.numbers)}
+    missing = sorted(present - set(known))
+    if missing:
+        raise SelectronError(
+            f"{model} does not know {', '.join(chemical_symbols[z] for z in missing)}, which the data holds: fine-tuning "
+            "keeps the elements of a model; choose a model that knows them."
+        )
+
+
+def write_for_mace(path: Path, structures: Sequence[Labelled], energy_shifts_eV: np.ndarray | None = None) -> None:
+    """Extended XYZ with the keys that mace-torch reads by default (REF_energy, REF_forces, REF_stress), nothing else.
+
+    Whatever else a structure carries (a config_type, a head) would mean something to mace-torch, and is left out.
+    """
+    write_extxyz(
+        path,
+        (_plain(one, 0.0 if energy_shifts_eV is None else energy_shifts_eV[i]) for i, one in enumerate(structures)),
+    )
+
+
+def _plain(one: Labelled, shift_eV: float) -> Atoms:
+    atoms = Atoms(one.atoms.numbers, one.atoms.positions, cell=one.atoms.cell, pbc=one.atoms.pbc)
+    atoms.info["REF_energy"] = one.energy_eV + float(shift_eV)
+    atoms.arrays["REF_forces"] = one.forces
+    stress = _result(one.atoms, "stress", one.atoms.info)
+    if stress is not None and np.isfinite(np.asarray(stress, dtype=float)).all():
+        atoms.info["REF_stress"] = np.asarray(stress, dtype=float)
+    return atoms
+
+
+def split(structures: Sequence[Labelled], fraction: float, seed: int) -> tuple[list[Labelled], list[Labelled]]:
+    """Training and validation part, drawn with ``seed``; both hold at least one structure.
+
+    Raises SelectronError where there are fewer than two structures.
+    """
+    if len(structures) < 2:
+        raise SelectronError(
+            f"The training set has {len(structures)} structure{'s' if len(structures) != 1 else ''}: give a validation set, "
+            "or at least two structures of which one can be set aside."
+        )
+    count = min(max(1, round(fraction * len(structures))), len(structures) - 1)
+    order = np.random.default_rng(seed).permutation(len(structures))
+    aside = set(order[:count].tolist())
+    return (
+        [one for i, one in enumerate(structures) if i not in aside],
+        [one for i, one in enumerate(structures) if i in aside],
+    )

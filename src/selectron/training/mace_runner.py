@@ -1,0 +1,108 @@
+"""Runs mace-torch's ``mace_run_train`` on one settings file, without what selectron does not need of it.
+
+Executed by path with whatever interpreter has mace-torch: it imports nothing of selectron. The training itself (data,
+loss, optimiser, schedule, steps, checkpoints) is mace-torch's. What differs from ``mace_run_train``:
+
+* the model to fine-tune is taken as it is, where mace-torch would build it anew and copy weights over;
+* no error tables and no TorchScript copy at the end;
+* ``patience`` works (in mace-torch 0.3.16 it has no effect in a single process, and a loss that is NaN counts as better);
+* a loss that is not finite ends the training at once;
+* it ends when the process that started it has gone.
+
+Usage: ``python mace_runner.py settings.json`` with ``{"arguments": [...], "patience": n | null, "last_stage": epoch,
+"rebuild": false}``; writes ``outcome.json`` at the very end.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import threading
+import time
+import warnings
+from importlib import import_module
+from typing import Any
+
+NOT_FINITE = 3
+
+
+class _Enough(Exception):
+    """No better validation loss for long enough."""
+
+
+def _end_with_parent() -> None:
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def main(path: str) -> None:
+    """Trains as the settings file ``path`` says, in the working folder."""
+    _end_with_parent()
+    warnings.filterwarnings("ignore")
+    with open(path, encoding="utf-8") as stream:
+        settings = json.load(stream)
+    import torch
+
+    trainer: Any = import_module("mace.cli.run_train")
+    building: Any = import_module("mace.tools.model_script_utils")
+
+    torch.set_num_threads(settings["threads"])
+
+    class Logger(trainer.tools.MetricsLogger):
+        """mace-torch's results file; also where a training is ended early."""
+
+        lowest: float = math.inf
+        waited = 0
+
+        def log(self, d: dict[str, Any]) -> None:
+            super().log(d)
+            loss = float(d["loss"])
+            if not math.isfinite(loss):
+                print(f"the loss is {loss} in epoch {d['epoch']}", file=sys.stderr, flush=True)
+                sys.exit(NOT_FINITE)
+            if d["mode"] != "eval" or d["epoch"] is None or d["epoch"] < settings["last_stage"]:
+                return
+            self.waited = 0 if loss < self.lowest else self.waited + 1
+            self.lowest = min(loss, self.lowest)
+            if settings["patience"] is not None and self.waited >= settings["patience"]:
+                raise _Enough
+
+    def train(*arguments: Any, **options: Any) -> None:
+        try:
+            original_train(*arguments, **options)
+        except _Enough:
+            trainer.logging.info("No better validation loss for %d epochs: enough.", settings["patience"])
+
+    class NoScript:
+        @staticmethod
+        def compile(*_: Any, **__: Any) -> None:
+            raise RuntimeError("left out")
+
+    original_train, trainer.tools.train = trainer.tools.train, train
+    trainer.tools.MetricsLogger = Logger
+    trainer.jit = NoScript
+    trainer.create_error_table = lambda **_: "left out"
+
+    args = trainer.tools.build_default_arg_parser().parse_args(settings["arguments"])
+    if not (args.multiheads_finetuning or settings["rebuild"]):
+
+        def as_it_is(_: Any, model_foundations: Any, *__: Any, default_dtype: Any = None, **___: Any) -> Any:
+            return model_foundations.to(default_dtype).requires_grad_(True)
+
+        building._build_model = lambda *_, **__: None
+        building.load_foundations_elements = as_it_is
+    trainer.run(args)
+    with open("outcome.json", "w", encoding="utf-8") as stream:
+        json.dump({"core_s": time.process_time()}, stream)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
