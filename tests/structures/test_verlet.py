@@ -101,6 +101,17 @@ def test_atoms_drift_through_many_cells(name):
         assert batch.unit_shifts.abs().max() >= 3
 
 
+def test_atoms_of_one_crystal_may_be_any_number_of_cells_apart():
+    structures = [bulk("Cu", cubic=True) * 2]
+    atoms = structures[0].copy()
+    atoms.rattle(0.05, seed=1)
+    atoms.positions += np.random.default_rng(0).integers(-100_000, 100_000, (len(atoms), 3)) @ atoms.cell.array
+    batch = collate([atoms], None)
+    _, batch = refreshed(skin_list(batch, CUTOFF_A), batch)
+    _same_edges(batch, structures, atoms.positions)
+    assert batch.unit_shifts.abs().max() > 100_000
+
+
 def test_the_edges_do_not_depend_on_when_the_list_was_made():
     structures = BATCHES["everything"]
     batch = collate(structures, None)
@@ -112,6 +123,21 @@ def test_the_edges_do_not_depend_on_when_the_list_was_made():
                 _, restarted = refreshed(skin_list(batch, CUTOFF_A, skin_A), batch)
                 for name, mine, other in zip(batch._fields, batch, restarted, strict=True):
                     assert torch.equal(mine, other), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_pair_within_rounding_of_the_cutoff_is_judged_alike_whatever_else_is_listed(dtype):
+    batch = collate([_periodic(Atoms(_cluster(40), cell=[10.3, 10.1, 9.7]), True)], None).to("cpu", dtype)
+    _, whole = refreshed(skin_list(batch, CUTOFF_A), batch)
+    sender, receiver = whole.edge_index
+    lengths = (batch.positions[receiver] - batch.positions[sender] + whole.shifts).norm(dim=1)
+    for cutoff in lengths[::29].tolist():
+        for nudge in (1 - 1e-15, 1.0, 1 + 1e-15):
+            found = [
+                refreshed(skin_list(batch, cutoff * nudge, skin), batch)[1].edge_index for skin in (0.01, 0.3, 2.0)
+            ]
+            assert torch.equal(found[0], found[1])
+            assert torch.equal(found[0], found[2])
 
 
 def test_edges_come_by_receiver_then_sender_then_shift():
