@@ -1,0 +1,115 @@
+"""Any ASE calculator as an oracle: ORCA, VASP, Quantum ESPRESSO, CP2K, and whatever else has one."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from ase import Atoms
+from ase.calculators.calculator import PropertyNotImplementedError
+
+from selectron.errors import SelectronError
+from selectron.oracles.base import ElectronicState, Label, OracleFailure, checked, fingerprint_of, versions_of
+from selectron.oracles.options import AseOptions
+
+
+class AseOracle:
+    """Calls the calculator in a folder of its own for each structure, so that nothing is left over from the one before."""
+
+    def __init__(self, options: AseOptions) -> None:
+        self.options = options
+        self.name = f"ase:{options.calculator}"
+        self.settings: dict[str, Any] = options.model_dump(
+            mode="json", include={"kind", "calculator", "arguments", "force_consistent"}
+        )
+        self.fingerprint = fingerprint_of(self.settings)
+        self.versions = versions_of(["ase", options.calculator.partition(".")[0].partition(":")[0]])
+        self._scratch = None if options.scratch is None else options.scratch.resolve()
+        self._last: tuple[str, Any] | None = None
+
+    def prepare(self) -> None:
+        """Imports the calculator and makes one."""
+        try:
+            self._calculator(ElectronicState(self.options.charge, _number(self.options.multiplicity)))
+        except OracleFailure as failure:
+            raise SelectronError(f"{self.name} cannot be made: {failure.reason}.") from None
+
+    def label(self, atoms: Atoms, *, attempt: int = 0) -> Label:
+        """The label of ``atoms``; a later attempt makes the calculator anew."""
+        if attempt:
+            self._last = None
+        calculator = self._calculator(self.options.state(atoms))
+        ours = atoms.copy()
+        ours.info = {}
+        ours.calc = calculator
+        with tempfile.TemporaryDirectory(dir=".", prefix="run-") as temporary:
+            folder = Path(temporary) if self._scratch is None else _new_folder(self._scratch)
+            if hasattr(calculator, "directory"):
+                calculator.directory = type(calculator.directory)(folder)
+            try:
+                energy_eV = ours.get_potential_energy(force_consistent=self.options.force_consistent)
+                forces = ours.get_forces(apply_constraint=False)
+                stress = ours.get_stress(voigt=False) if ours.pbc.all() and self._offers("stress") else None
+            except PropertyNotImplementedError as error:
+                raise OracleFailure(f"{self.name} does not give {error}", final=True) from None
+            except Exception as error:  # whatever a third party's calculator raises
+                self._last = None
+                reason = f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")
+                raise OracleFailure(f"{self.name}: {reason}") from None
+        return checked(Label(float(energy_eV), forces, stress), atoms)
+
+    def _offers(self, name: str) -> bool:
+        return self._last is not None and name in self._last[1].implemented_properties
+
+    def _calculator(self, state: ElectronicState) -> Any:
+        words = {"{charge}": state.charge, "{multiplicity}": state.multiplicity, "{unpaired}": state.multiplicity - 1}
+        arguments = _filled(self.options.arguments, words)
+        wanted = json.dumps(arguments, sort_keys=True)
+        if self._last is None or self._last[0] != wanted:
+            self._last = (wanted, _called(self.options.calculator, arguments))
+        return self._last[1]
+
+
+def _called(path: str, arguments: dict[str, Any]) -> Any:
+    """What ``path`` (module:Name) returns for ``arguments``, in which {"import": ..., "arguments": ...} are called first."""
+    module_name, _, name = path.partition(":")
+    try:
+        thing = getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise SelectronError(f"There is nothing at {path!r} ({error}); write it as package.module:Class.") from None
+    try:
+        return thing(**{key: _built(value) for key, value in arguments.items()})
+    except SelectronError:
+        raise
+    except Exception as error:  # whatever a third party's constructor raises
+        raise SelectronError(f"{path} cannot be made with {arguments}: {error or type(error).__name__}.") from error
+
+
+def _built(value: Any) -> Any:
+    if isinstance(value, dict):
+        if "import" in value and value.keys() <= {"import", "arguments"}:
+            return _called(value["import"], value.get("arguments", {}))
+        return {key: _built(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_built(one) for one in value]
+    return value
+
+
+def _filled(value: Any, words: dict[str, int]) -> Any:
+    if isinstance(value, dict):
+        return {key: _filled(one, words) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_filled(one, words) for one in value]
+    return words.get(value, value) if isinstance(value, str) else value
+
+
+def _number(multiplicity: int | str) -> int:
+    return multiplicity if isinstance(multiplicity, int) else 1
+
+
+def _new_folder(scratch: Path) -> Path:
+    scratch.mkdir(parents=True, exist_ok=True)
+    return Path(tempfile.mkdtemp(dir=scratch, prefix="run-"))

@@ -1,0 +1,147 @@
+"""What an oracle is: a structure in, energy and forces at one level of theory out, or a failure with its reason."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from importlib import metadata
+from typing import Any, Literal, NamedTuple, Protocol
+
+import numpy as np
+from ase import Atoms
+
+Multiplicity = int | Literal["lowest"]
+
+
+class Label(NamedTuple):
+    """What an oracle says of one structure of N atoms.
+
+    | field     | shape  | unit  | sign and meaning                                                         |
+    |-----------|--------|-------|--------------------------------------------------------------------------|
+    | energy_eV | –      | eV    | total energy                                                             |
+    | forces    | (N, 3) | eV/Å  | −∂E/∂r, float64, constraints not applied                                 |
+    | stress    | (3, 3) | eV/Å³ | (1/V) ∂E/∂ε, positive under tension; None unless periodic in all directions |
+    """
+
+    energy_eV: float
+    forces: np.ndarray
+    stress: np.ndarray | None = None
+
+
+class OracleFailure(Exception):
+    """An oracle has no label for a structure: ``reason`` is one sentence for a person.
+
+    ``final``: no other recipe can help (a wrong electron count, an element without parameters).
+    """
+
+    def __init__(self, reason: str, *, final: bool = False) -> None:
+        super().__init__(reason)
+        self.reason, self.final = reason, final
+
+
+class ElectronicState(NamedTuple):
+    """Total charge in e and spin multiplicity 2S + 1."""
+
+    charge: int = 0
+    multiplicity: int = 1
+
+
+class Oracle(Protocol):
+    """A level of theory.
+
+    ``settings`` (JSON) is all that a label depends on besides the structure and its electronic state, and
+    ``fingerprint`` its hash; ``versions`` are those of the programs, by name.
+    """
+
+    name: str
+    settings: dict[str, Any]
+    versions: dict[str, str]
+    fingerprint: str
+
+    def prepare(self) -> None:
+        """Imports and loads what labels need; raises SelectronError where that is missing."""
+        ...
+
+    def label(self, atoms: Atoms, *, attempt: int = 0) -> Label:
+        """The label of ``atoms``.
+
+        ``attempt`` chooses the recipe: 0 the usual one, 1 and more other ways (another start, more damping) to the same
+        level of theory. ``atoms.info`` may hold ``charge`` and ``multiplicity``. Raises OracleFailure.
+        """
+        ...
+
+
+def electronic_state(atoms: Atoms, charge: int, multiplicity: Multiplicity) -> ElectronicState:
+    """Charge and multiplicity of ``atoms``: ``info["charge"]``, ``info["multiplicity"]`` or ``info["spin"]``, else those given.
+
+    ``spin`` is read as a multiplicity, as OMol25 and fairchem write it. "lowest" is 1 for an even number of electrons
+    and 2 for an odd one. Raises OracleFailure where a value is no whole number.
+    """
+    charge = _whole(atoms.info.get("charge", charge), "charge")
+    named = "multiplicity" if "multiplicity" in atoms.info else "spin"
+    asked = atoms.info.get(named, multiplicity)
+    if asked == "lowest":
+        return ElectronicState(charge, 1 + (int(atoms.numbers.sum()) - charge) % 2)
+    found = _whole(asked, named)
+    if found < 1:
+        raise OracleFailure(f"{named} is {found}, but a multiplicity 2S + 1 is at least 1", final=True)
+    return ElectronicState(charge, found)
+
+
+def check_electrons(atoms: Atoms, state: ElectronicState) -> None:
+    """Raises OracleFailure where the number of electrons contradicts the multiplicity."""
+    electrons = int(atoms.numbers.sum()) - state.charge
+    unpaired = state.multiplicity - 1
+    if electrons < 0:
+        raise OracleFailure(f"charge {state.charge} leaves {electrons} electrons", final=True)
+    if unpaired > electrons or (electrons - unpaired) % 2:
+        possible = f"up to {electrons + 1}" if unpaired > electrons else "odd" if electrons % 2 == 0 else "even"
+        raise OracleFailure(
+            f"{electrons} electrons (charge {state.charge}) contradict multiplicity {state.multiplicity}: "
+            f"their multiplicity is {possible}",
+            final=True,
+        )
+
+
+def checked(label: Label, atoms: Atoms) -> Label:
+    """``label`` in float64 and the right shapes; raises OracleFailure where a number in it is not finite."""
+    forces = np.array(label.forces, dtype=np.float64)
+    if forces.shape != (len(atoms), 3):
+        raise OracleFailure(f"forces of shape {forces.shape} for {len(atoms)} atoms")
+    if not np.isfinite(label.energy_eV):
+        raise OracleFailure(f"the energy is not finite ({label.energy_eV})")
+    if not np.isfinite(forces).all():
+        atom = int(np.argmin(np.isfinite(forces).all(axis=1)))
+        raise OracleFailure(f"the force on atom {atom} is not finite")
+    stress = None if label.stress is None else np.array(label.stress, dtype=np.float64).reshape(3, 3)
+    if stress is not None and not np.isfinite(stress).all():
+        raise OracleFailure("the stress is not finite")
+    return Label(float(label.energy_eV), forces, stress)
+
+
+def fingerprint_of(settings: dict[str, Any]) -> str:
+    """32 hexadecimal digits of BLAKE2b over the settings as JSON with sorted keys."""
+    text = json.dumps(settings, sort_keys=True, separators=(",", ":"))
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def versions_of(distributions: Iterable[str]) -> dict[str, str]:
+    """Versions of the installed ones among ``distributions``, and of selectron."""
+    found = {}
+    for name in ("selectron", *distributions):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _whole(value: Any, what: str) -> int:
+    try:
+        number = float(value)
+        if number == int(number):
+            return int(number)
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise OracleFailure(f"{what} is {value!r}, not a whole number", final=True)

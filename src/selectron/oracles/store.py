@@ -1,0 +1,343 @@
+"""Every label that was ever paid for, in one SQLite file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import socket
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
+
+from selectron.errors import SelectronError
+from selectron.oracles.base import ElectronicState, Label, Oracle
+from selectron.oracles.worker import Outcome
+from selectron.structures import structure_hash
+
+STALE_S = 120.0
+"""Age at which a claim of another machine counts as left behind; of this machine: as soon as its process is gone."""
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS oracles (fingerprint TEXT PRIMARY KEY, name TEXT NOT NULL, settings TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS structures (
+    key TEXT PRIMARY KEY, hash TEXT NOT NULL, charge INTEGER NOT NULL, multiplicity INTEGER NOT NULL,
+    numbers BLOB NOT NULL, positions BLOB NOT NULL, cell BLOB, pbc INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS labels (
+    id INTEGER PRIMARY KEY, structure TEXT NOT NULL, oracle TEXT NOT NULL, energy_eV REAL NOT NULL, forces BLOB NOT NULL,
+    stress BLOB, attempts INTEGER NOT NULL, wall_s REAL NOT NULL, core_s REAL NOT NULL, versions TEXT NOT NULL,
+    time TEXT NOT NULL, UNIQUE (structure, oracle));
+CREATE TABLE IF NOT EXISTS failures (
+    id INTEGER PRIMARY KEY, structure TEXT NOT NULL, oracle TEXT NOT NULL, reason TEXT NOT NULL,
+    attempts INTEGER NOT NULL, wall_s REAL NOT NULL, core_s REAL NOT NULL, versions TEXT NOT NULL, time TEXT NOT NULL);
+CREATE INDEX IF NOT EXISTS failures_of ON failures (structure, oracle);
+CREATE TABLE IF NOT EXISTS claims (
+    structure TEXT NOT NULL, oracle TEXT NOT NULL, owner TEXT NOT NULL, host TEXT NOT NULL, pid INTEGER NOT NULL,
+    beat REAL NOT NULL, PRIMARY KEY (structure, oracle));
+"""
+
+
+class StructureKey(NamedTuple):
+    """What a label belongs to: atoms (their structure hash, and magnetic moments where they matter), charge, multiplicity."""
+
+    key: str
+    hash: str
+    state: ElectronicState
+
+
+class StoredLabel(NamedTuple):
+    """A label, what it cost, and with what it was made (``time``: UTC, ISO 8601)."""
+
+    label: Label
+    attempts: int
+    wall_s: float
+    core_s: float
+    versions: dict[str, str]
+    time: str
+
+
+class StoredFailure(NamedTuple):
+    """A structure without a label at some level, and why; ``structure`` is its key, ``oracle`` a fingerprint."""
+
+    structure: str
+    oracle: str
+    reason: str
+    attempts: int
+    wall_s: float
+    core_s: float
+    time: str
+
+
+class Spent(NamedTuple):
+    """What all labels and failures in a store cost."""
+
+    labels: int
+    failures: int
+    wall_s: float
+    core_s: float
+
+
+def structure_key(atoms: Atoms, state: ElectronicState) -> StructureKey:
+    """The key of ``atoms`` in ``state``; initial magnetic moments and charges of atoms enter where there are any."""
+    found = structure_hash(atoms)
+    text = f"{found}|{state.charge}|{state.multiplicity}"
+    for name in ("initial_magmoms", "initial_charges"):
+        values = atoms.arrays.get(name)
+        if values is not None and np.any(values):
+            text += f"|{name}|{np.asarray(values, dtype=np.float64).round(6).tolist()}"
+    return StructureKey(hashlib.blake2b(text.encode(), digest_size=16).hexdigest(), found, state)
+
+
+class LabelStore:
+    """One SQLite file (write-ahead log, every commit synchronised with the disk), for several processes at once.
+
+    A label is known by the structure's key and the oracle's fingerprint. The first label of a pair stays; failures are
+    all kept. :meth:`claim` makes sure that two processes do not pay for the same label. The file must lie on a disk of
+    the machine that labels are ordered from (SQLite's write-ahead log does not work over a network file system);
+    workers elsewhere never open it.
+
+    Raises:
+        SelectronError: from every method, where the file cannot be used or the disk is full; what was committed stays.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._lock = threading.RLock()
+        if not self.path.parent.is_dir():
+            raise SelectronError(f"The folder {self.path.parent} for the label store {self.path.name} does not exist.")
+        with self._explained():
+            self._connection = sqlite3.connect(self.path, timeout=60.0, isolation_level=None, check_same_thread=False)
+            self._connection.execute("PRAGMA journal_mode=WAL")
+            self._connection.execute("PRAGMA synchronous=FULL")
+            self._connection.executescript(_SCHEMA)
+
+    def register(self, oracle: Oracle) -> None:
+        """Notes name and settings of ``oracle``, once."""
+        with self._transaction() as connection:
+            connection.execute(
+                "INSERT OR IGNORE INTO oracles VALUES (?, ?, ?)",
+                (oracle.fingerprint, oracle.name, json.dumps(oracle.settings, sort_keys=True)),
+            )
+
+    def get(self, key: str, fingerprint: str) -> StoredLabel | None:
+        """The label of the structure ``key`` by the oracle ``fingerprint``, or None."""
+        with self._explained():
+            row = self._connection.execute(
+                "SELECT energy_eV, forces, stress, attempts, wall_s, core_s, versions, time FROM labels"
+                " WHERE structure = ? AND oracle = ?",
+                (key, fingerprint),
+            ).fetchone()
+        if row is None:
+            return None
+        energy_eV, forces, stress, attempts, wall_s, core_s, versions, when = row
+        return StoredLabel(_label(energy_eV, forces, stress), attempts, wall_s, core_s, json.loads(versions), when)
+
+    def failure(self, key: str, fingerprint: str) -> StoredFailure | None:
+        """The last failure of the pair, or None; a pair may have a label all the same, bought later."""
+        with self._explained():
+            row = self._connection.execute(
+                f"SELECT {_FAILURE} FROM failures WHERE structure = ? AND oracle = ? ORDER BY id DESC LIMIT 1",
+                (key, fingerprint),
+            ).fetchone()
+        return None if row is None else StoredFailure(*row)
+
+    def put(self, atoms: Atoms, key: StructureKey, fingerprint: str, outcome: Outcome) -> None:
+        """Commits what came of a call, label or failure, and gives up the claim; on disk when this returns."""
+        when = datetime.now(UTC).isoformat(timespec="seconds")
+        spent = (outcome.attempts, outcome.wall_s, outcome.core_s, json.dumps(outcome.versions, sort_keys=True), when)
+        cell = _bytes(atoms.cell.array) if atoms.cell.array.any() else None
+        pbc = int(np.dot(atoms.pbc, [1, 2, 4]))
+        with self._transaction() as connection:
+            connection.execute(
+                "INSERT OR IGNORE INTO structures VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    key.key,
+                    key.hash,
+                    *key.state,
+                    atoms.numbers.astype("<i2").tobytes(),
+                    _bytes(atoms.positions),
+                    cell,
+                    pbc,
+                ),
+            )
+            if outcome.label is not None:
+                energy_eV, forces, stress = outcome.label
+                connection.execute(
+                    "INSERT OR IGNORE INTO labels (structure, oracle, energy_eV, forces, stress, attempts, wall_s, core_s,"
+                    " versions, time) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                    (
+                        key.key,
+                        fingerprint,
+                        energy_eV,
+                        _bytes(forces),
+                        None if stress is None else _bytes(stress),
+                        *spent,
+                    ),
+                )
+            else:
+                connection.execute(
+                    "INSERT INTO failures (structure, oracle, reason, attempts, wall_s, core_s, versions, time)"
+                    " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                    (key.key, fingerprint, outcome.failure or "no reason was given", *spent),
+                )
+            connection.execute("DELETE FROM claims WHERE structure = ? AND oracle = ?", (key.key, fingerprint))
+
+    def claim(self, key: str, fingerprint: str, owner: str) -> bool:
+        """Whether ``owner`` may now buy this label: False while another process that still lives is at it."""
+        host, now = socket.gethostname(), time.time()
+        with self._transaction(durable=False) as connection:
+            row = connection.execute(
+                "SELECT owner, host, pid, beat FROM claims WHERE structure = ? AND oracle = ?", (key, fingerprint)
+            ).fetchone()
+            if row is not None:
+                other, its_host, its_pid, its_beat = row
+                if other != owner and not _left_behind(its_host, its_pid, its_beat, host, now):
+                    return False
+            connection.execute(
+                "INSERT OR REPLACE INTO claims VALUES (?, ?, ?, ?, ?, ?)",
+                (key, fingerprint, owner, host, os.getpid(), now),
+            )
+        return True
+
+    def beat(self, owner: str) -> None:
+        """Says that ``owner`` still works on what it has claimed."""
+        with self._transaction(durable=False) as connection:
+            connection.execute("UPDATE claims SET beat = ? WHERE owner = ?", (time.time(), owner))
+
+    def release(self, owner: str) -> None:
+        """Gives up all claims of ``owner``."""
+        with self._transaction(durable=False) as connection:
+            connection.execute("DELETE FROM claims WHERE owner = ?", (owner,))
+
+    def failures(self, fingerprint: str | None = None) -> list[StoredFailure]:
+        """All failed calls, in the order of time, of one oracle or of all."""
+        with self._explained():
+            rows = self._connection.execute(
+                f"SELECT {_FAILURE} FROM failures WHERE ? IS NULL OR oracle = ? ORDER BY id", (fingerprint, fingerprint)
+            ).fetchall()
+        return [StoredFailure(*row) for row in rows]
+
+    def spent(self, fingerprint: str | None = None) -> Spent:
+        """What was paid, for one oracle or for all, failures included."""
+        with self._explained():
+            totals = [
+                self._connection.execute(
+                    f"SELECT COUNT(*), TOTAL(wall_s), TOTAL(core_s) FROM {table} WHERE ? IS NULL OR oracle = ?",
+                    (fingerprint, fingerprint),
+                ).fetchone()
+                for table in ("labels", "failures")
+            ]
+        (labels, wall, core), (failures, more_wall, more_core) = totals
+        return Spent(labels, failures, wall + more_wall, core + more_core)
+
+    def oracles(self) -> dict[str, tuple[str, dict[str, Any]]]:
+        """Name and settings of all oracles, by fingerprint."""
+        with self._explained():
+            rows = self._connection.execute("SELECT fingerprint, name, settings FROM oracles ORDER BY rowid").fetchall()
+        return {fingerprint: (name, json.loads(settings)) for fingerprint, name, settings in rows}
+
+    def export(self, fingerprint: str) -> Iterator[Atoms]:
+        """All labelled structures of one oracle, oldest label first, with energy, forces and stress as ASE results.
+
+        ``info`` holds ``oracle``, ``charge`` and ``multiplicity``.
+        """
+        name = self.oracles().get(fingerprint, (fingerprint,))[0]
+        with self._explained():
+            rows = self._connection.execute(
+                "SELECT energy_eV, forces, stress, charge, multiplicity, numbers, positions, cell, pbc FROM labels"
+                " JOIN structures ON labels.structure = structures.key WHERE oracle = ? ORDER BY labels.id",
+                (fingerprint,),
+            )
+            for energy_eV, forces, stress, charge, multiplicity, numbers, positions, cell, pbc in rows:
+                atoms = Atoms(
+                    np.frombuffer(numbers, dtype="<i2"),
+                    np.frombuffer(positions, dtype="<f8").reshape(-1, 3),
+                    cell=None if cell is None else np.frombuffer(cell, dtype="<f8").reshape(3, 3),
+                    pbc=[bool(pbc & bit) for bit in (1, 2, 4)],
+                    info={"oracle": name, "charge": charge, "multiplicity": multiplicity},
+                )
+                yield with_label(atoms, _label(energy_eV, forces, stress))
+
+    def close(self) -> None:
+        """Lets the file go."""
+        self._connection.close()
+
+    def __enter__(self) -> LabelStore:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @contextmanager
+    def _transaction(self, *, durable: bool = True) -> Iterator[sqlite3.Connection]:
+        """All or nothing; one that is not ``durable`` may be undone by a power cut, never half done."""
+        with self._lock, self._explained():
+            if not durable:
+                self._connection.execute("PRAGMA synchronous=NORMAL")
+            try:
+                self._connection.execute("BEGIN IMMEDIATE")
+                try:
+                    yield self._connection
+                    self._connection.execute("COMMIT")
+                except BaseException:
+                    if self._connection.in_transaction:
+                        self._connection.execute("ROLLBACK")
+                    raise
+            finally:
+                if not durable:
+                    self._connection.execute("PRAGMA synchronous=FULL")
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            text = str(error)
+            if "full" in text or "disk I/O" in text:
+                why = "the disk is full (or a quota is reached); free some space, nothing that was committed is lost"
+            elif "not a database" in text or "malformed" in text:
+                why = "it is no label store, or damaged; name another file"
+            else:
+                why = text
+            raise SelectronError(f"Cannot use the label store {self.path}: {why}.") from error
+
+
+_FAILURE = "structure, oracle, reason, attempts, wall_s, core_s, time"
+
+
+def with_label(atoms: Atoms, label: Label) -> Atoms:
+    """A copy of ``atoms`` whose calculator holds ``label``."""
+    labelled = atoms.copy()
+    labelled.calc = SinglePointCalculator(labelled, energy=label.energy_eV, forces=label.forces)
+    if label.stress is not None:
+        labelled.calc.results["stress"] = label.stress[[0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]]
+    return labelled
+
+
+def _left_behind(host: str, pid: int, beat: float, here: str, now: float) -> bool:
+    if host == here:
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:
+            pass
+    return now - beat > STALE_S
+
+
+def _bytes(values: np.ndarray) -> bytes:
+    return np.ascontiguousarray(values, dtype="<f8").tobytes()
+
+
+def _label(energy_eV: float, forces: bytes, stress: bytes | None) -> Label:
+    tensor = None if stress is None else np.frombuffer(stress, dtype="<f8").reshape(3, 3).copy()
+    return Label(energy_eV, np.frombuffer(forces, dtype="<f8").reshape(-1, 3).copy(), tensor)
