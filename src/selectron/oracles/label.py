@@ -6,7 +6,7 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -57,7 +57,7 @@ def label_structures(
     executor: Executor | None = None,
     retry_failures: bool = False,
     on_label: Callable[[Labelled], object] | None = None,
-) -> Iterator[Labelled]:
+) -> Generator[Labelled, None, None]:
     """Label ``structures`` and yield what comes of each, as it comes.
 
     A result is committed to ``store`` before the worker that made it starts on the next structure, and before it is

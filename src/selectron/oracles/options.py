@@ -32,6 +32,11 @@ class _Common(BaseModel):
     time_limit_s: PositiveFloat | None = Field(default=10 * _MINUTE, description="Of one attempt; null for none.")
     attempts: PositiveInt = Field(default=3, description="Recipes that are tried, one after the other.")
 
+    @property
+    def knows_electrons(self) -> bool:
+        """Whether labels depend on charge and multiplicity."""
+        return True
+
     def state(self, atoms: Atoms) -> ElectronicState:
         """Charge and multiplicity of ``atoms`` here; raises OracleFailure where they make no sense."""
         return electronic_state(atoms, self.charge, self.multiplicity)
@@ -39,6 +44,11 @@ class _Common(BaseModel):
 
 class _WithoutElectrons(_Common):
     """An oracle that knows no electrons: charge and multiplicity do not matter to it."""
+
+    @property
+    def knows_electrons(self) -> bool:
+        """They do not."""
+        return False
 
     def state(self, atoms: Atoms) -> ElectronicState:
         """Neutral singlet, whatever the structure says."""
@@ -86,6 +96,7 @@ class SurfaceOptions(_WithoutElectrons):
 
     kind: Literal["surface"] = "surface"
     surface: str = Field(description="Its name, such as mueller-brown.")
+    arguments: dict[str, Any] = Field(default_factory=dict, description="Of the surface, such as scale.")
     time_limit_s: PositiveFloat | None = 1 * _MINUTE
 
 
@@ -104,12 +115,15 @@ class AseOptions(_Common):
     attempts: PositiveInt = 1
     time_limit_s: PositiveFloat | None = 24 * _HOUR
 
+    @property
+    def knows_electrons(self) -> bool:
+        """Where the arguments mention them."""
+        words = json.dumps(self.arguments)
+        return any(f'"{{{word}}}"' in words for word in ("charge", "multiplicity", "unpaired"))
+
     def state(self, atoms: Atoms) -> ElectronicState:
         """What the structure says where the calculator is told of it, else a neutral singlet."""
-        words = json.dumps(self.arguments)
-        if not any(f'"{{{word}}}"' in words for word in ("charge", "multiplicity", "unpaired")):
-            return ElectronicState()
-        return super().state(atoms)
+        return super().state(atoms) if self.knows_electrons else ElectronicState()
 
 
 OracleOptions = Annotated[
@@ -121,7 +135,7 @@ _ADAPTER: TypeAdapter[OracleOptions] = TypeAdapter(OracleOptions)
 
 FORMS = (
     "gfn2-xtb, gfn1-xtb, dft:FUNCTIONAL/BASIS, mace:MODEL, surface:NAME or ase:MODULE:CLASS, "
-    "each with ?OPTION=VALUE&... where wanted"
+    "each with ?OPTION=VALUE&... where wanted, or the path of a .yaml file"
 )
 
 
@@ -130,9 +144,13 @@ def parse_oracle(spec: str | Mapping[str, Any], **overrides: Any) -> OracleOptio
 
     Known forms: ``gfn2-xtb``, ``gfn1-xtb``, ``dft:wb97x/6-31g*``, ``mace:PATH``, ``surface:mueller-brown`` and
     ``ase:module:Class``. After a question mark come options, as in ``dft:b3lyp/def2-svp?dispersion=d3bj&grid_level=4``;
-    those of ``ase`` go to the calculator. ``overrides`` that are not None win. Raises SelectronError.
+    those of ``ase`` and ``surface`` go to the calculator and the surface. A path that ends in .yaml or .yml is a file with
+    such a mapping. ``overrides`` that are not None win. Raises SelectronError.
     """
-    values = _from_text(spec) if isinstance(spec, str) else dict(spec)
+    if isinstance(spec, str):
+        values = _from_yaml(Path(spec)) if spec.endswith((".yaml", ".yml")) else _from_text(spec)
+    else:
+        values = dict(spec)
     values.update({key: value for key, value in overrides.items() if value is not None})
     try:
         return _ADAPTER.validate_python(values)
@@ -164,6 +182,20 @@ def options_from_json(text: str) -> OracleOptions:
     return _ADAPTER.validate_json(text)
 
 
+def _from_yaml(path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SelectronError(f"The oracle file {path} cannot be read: {error.strerror}.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SelectronError(f"The oracle file {path} is no YAML: {' '.join(str(error).split())}.") from None
+    if not isinstance(content, dict) or "kind" not in content:
+        raise SelectronError(f"The oracle file {path} holds no mapping with a 'kind', such as kind: gfn2-xtb.")
+    return content
+
+
 def _from_text(text: str) -> dict[str, Any]:
     head, _, query = text.partition("?")
     given = {key: _literal(value) for key, value in parse_qsl(query.replace("+", "%2B"), keep_blank_values=True)}
@@ -179,7 +211,7 @@ def _from_text(text: str) -> dict[str, Any]:
     if kind == "mace" and rest:
         return {"kind": kind, "model": rest, **given}
     if kind == "surface" and rest:
-        return {"kind": kind, "surface": rest, **given}
+        return {"kind": kind, "surface": rest, "arguments": given}
     if kind == "ase" and re.fullmatch(r"[\w.]+:\w+", rest):
         return {"kind": kind, "calculator": rest, "arguments": given}
     raise SelectronError(f"{text!r} is no oracle; write {FORMS}.")

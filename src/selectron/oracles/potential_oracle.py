@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
 
 from ase import Atoms
 
@@ -33,8 +35,9 @@ class PotentialOracle:
             }
             self._spec = str(path)
         else:
-            self.name = self._spec = f"surface:{options.surface}"
-            self.settings = options.model_dump(mode="json", include={"kind", "surface"})
+            query = urlencode({key: json.dumps(value) for key, value in options.arguments.items()})
+            self.name = self._spec = f"surface:{options.surface}" + (f"?{query}" if query else "")
+            self.settings = options.model_dump(mode="json", include={"kind", "surface", "arguments"})
         self.fingerprint = fingerprint_of(self.settings)
         self.versions = versions_of(["torch", "mace-torch"])
 
