@@ -101,6 +101,21 @@ def test_atoms_drift_through_many_cells(name):
         assert batch.unit_shifts.abs().max() >= 3
 
 
+def test_random_cells_of_all_shapes_and_sizes():
+    random = np.random.default_rng(3)
+    structures = []
+    for _ in range(250):
+        cell = random.normal(0, 2.5, (3, 3)) * random.uniform(0.7, 3.0)
+        if abs(np.linalg.det(cell)) > 2:
+            count = int(random.integers(1, 12))
+            pbc = random.random(3) < 0.7
+            structures.append(Atoms(f"C{count}", random.normal(0, 4, (count, 3)), cell=cell, pbc=pbc))
+    batch = collate(structures, None)
+    for cutoff in (1.5, 5.5):
+        _, batch = refreshed(skin_list(batch, cutoff), batch)
+        _same_edges(batch, structures, batch.positions.numpy(), cutoff)
+
+
 def test_atoms_of_one_crystal_may_be_any_number_of_cells_apart():
     structures = [bulk("Cu", cubic=True) * 2]
     atoms = structures[0].copy()
@@ -295,7 +310,7 @@ def test_a_model_says_the_same_on_either_list():
     structures = small_structures()
     batch = potential.batch(structures)
     skin = skin_list(batch, potential.cutoff_A)
-    for positions in _walk(structures, steps=12, step_A=0.04):
+    for positions in _walk(structures, steps=4, step_A=0.15):
         skin, batch = refreshed(skin, batch._replace(positions=positions))
         expected = _same_edges(batch, structures, positions.numpy(), potential.cutoff_A)
         found, wanted = potential.evaluate(batch), potential.evaluate(expected)

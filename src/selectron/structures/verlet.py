@@ -16,9 +16,12 @@ import torch
 from ase import Atoms
 from torch import Tensor
 
-from selectron.structures.graphs import GraphBatch, neighbours
+from selectron.structures.graphs import GraphBatch, complete_cell, neighbours
 
 _ALL_PAIRS_UP_TO = 64  # atoms; a molecule of at most so many lists every pair, and never has to do so again
+_FEW_IMAGES = (
+    1_000_000  # atoms × atoms × cells around; above, distances to all images are never quicker than a cell list
+)
 _ROUNDING_A = 1e-3  # listed beyond the skin, so that rounding in float32 loses no pair
 _FARTHEST_A = 1e6  # from the origin; beyond, float32 resolves no bond, and folding into the cell takes for ever
 
@@ -260,11 +263,41 @@ def _listed(batch: GraphBatch, which: Iterable[int], reach_A: float) -> list[_Pa
         if not pbc[i].any() and len(own) <= _ALL_PAIRS_UP_TO:
             found.append(_all_pairs(len(own)))
         elif (np.abs(own) < _FARTHEST_A).all() and np.isfinite(cell[i]).all():
-            atoms = Atoms(numbers=np.ones(len(own)), positions=own, cell=cell[i], pbc=pbc[i])
-            found.append(_ordered(*neighbours(atoms, reach_A + _ROUNDING_A)))
+            found.append(_ordered(*_edges(own, cell[i], pbc[i], reach_A + _ROUNDING_A)))
         else:
             found.append(_all_pairs(0))
     return found
+
+
+def _edges(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, reach_A: float) -> tuple[np.ndarray, np.ndarray]:
+    """What :func:`neighbours` returns, in any order; several times faster for most small crystals."""
+    atoms = Atoms(numbers=np.ones(len(positions)), positions=positions, cell=cell, pbc=pbc)
+    if not pbc.any():
+        return neighbours(atoms, reach_A)
+    whole = cell if pbc.all() else complete_cell(cell, pbc, positions, reach_A)
+    inverse = np.linalg.inv(whole)
+    margin = reach_A * np.linalg.norm(inverse, axis=0) + 1e-9  # the reach in units of the distance between cell faces
+    span = np.where(pbc, np.ceil(margin), 0)
+    # a cell list is slow where the cell is too narrow for two bins
+    narrow = (margin[pbc] > 0.5).any()
+    if not narrow or len(positions) ** 2 * np.prod(2 * span + 1) > _FEW_IMAGES:
+        return neighbours(atoms, reach_A)
+    fractional = positions @ inverse
+    home = np.floor(fractional) * pbc
+    fractional -= home
+    cells = np.stack(np.meshgrid(*(np.arange(-n, n + 1) for n in span), indexing="ij"), axis=-1).reshape(-1, 3)
+    images = cells[:, None] + fractional
+    near = (~pbc | ((images >= -margin) & (images <= 1 + margin))).all(axis=2)
+    which, image_of = np.nonzero(near)
+    own, others = fractional @ whole, images[near] @ whole
+    squared = sum(
+        (np.subtract.outer(own[:, k], others[:, k]) ** 2 for k in range(3)), np.zeros((len(own), len(others)))
+    )
+    sender, image = np.nonzero(squared < reach_A * reach_A)
+    receiver, offset = image_of[image], cells[which[image]]
+    itself = (sender == receiver) & ~offset.any(axis=1)
+    sender, receiver, offset = sender[~itself], receiver[~itself], offset[~itself]
+    return np.stack([sender, receiver]), offset + home[sender] - home[receiver]
 
 
 @functools.lru_cache(maxsize=_ALL_PAIRS_UP_TO + 1)
