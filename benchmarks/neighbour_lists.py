@@ -7,8 +7,8 @@ are compared, outside the clock. The trajectories: copper under ASE's EMT (cryst
 atoms that swing independently at thermal speed, which carries pairs in and out of the cutoff. Replicas follow the same
 trajectory, each some steps ahead of the other. Three kinds of steps are told apart: the same edges as before, other
 edges, and a list made anew; `mean_s` is over all steps as they came. For molecules a call of the embedded model for energies
-and forces, its graph given, sets the scale. Wall times; a machine shared with others inflates means more than medians.
-Writes neighbour_lists[_DEVICE][_quick].json.
+and forces, its graph given, sets the scale. On the CPU the times are of process CPU time, which other processes on the machine
+disturb less than wall time; on a GPU of wall time, synchronised. Writes neighbour_lists[_DEVICE][_quick].json.
 """
 
 from __future__ import annotations
@@ -86,12 +86,14 @@ def systems(shared: Path, steps: int) -> dict[str, tuple[Atoms, np.ndarray]]:
 
 def timed(function: Callable[[], Any], device: str) -> tuple[float, Any]:
     """Seconds, and what the function returns."""
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
+    if not device.startswith("cuda"):
+        start = time.process_time()
+        result = function()
+        return time.process_time() - start, result
+    torch.cuda.synchronize()
     start = time.perf_counter()
     result = function()
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
+    torch.cuda.synchronize()
     return time.perf_counter() - start, result
 
 
@@ -187,6 +189,7 @@ def main() -> None:
                 print(f"   the embedded model takes {1e3 * row['embedded_model_call_s']:.1f} ms")
             results[f"{replicas} x {name}"] = row
     settings = {"cutoff_A": CUTOFF_A, "skin_A": arguments.skin, "steps": steps, "steps_apart": APART, "seed": SEED}
+    settings["clock"] = "process CPU time" if arguments.device == "cpu" else "wall"
     stem = "neighbour_lists" + ("" if arguments.device == "cpu" else f"_{arguments.device.split(':')[0]}")
     stem += "_quick" if arguments.quick else ""
     save(arguments.output, stem, {"settings": settings, "machine": machine_facts(arguments.device), "results": results})
