@@ -14,9 +14,9 @@ from matplotlib.ticker import MaxNLocator
 from selectron.errors import SelectronError
 from selectron.report.landscape import (
     CELLS,
-    as_landscape,
     default_window,
     energy_ceiling,
+    energy_grid,
     plane_coverage,
     surface_coverage,
 )
@@ -29,6 +29,7 @@ from selectron.report.panels import (
     columns_for,
     head_panel,
     legend_entries,
+    make_sheet,
     panel_rows,
     scatter_run,
     step_norm,
@@ -55,21 +56,21 @@ def draw_landscapes(
 ) -> dict[str, dict[str, float | int]]:
     """Write the PNG ``path``: each run's points (n, 2) in Å over the contours of the surface, a panel a run.
 
-    ``surface`` is (x, y, energy) as in :func:`as_landscape`, or a mapping from the names of the runs to one each, for
+    ``surface`` is (x, y, energy) as in :func:`energy_grid`, or a mapping from the names of the runs to one each, for
     example a model's surface after each iteration. Energies above :func:`landscape.energy_ceiling` are white; without
     ``energy_window_eV`` the window of the coverage is :func:`landscape.default_window`.
     Returns the coverage of each run by name.
     """
     columns = columns_for(len(runs))
     band, numbers = landscape_band(runs, points_by_run, surface, columns, energy_window_eV=energy_window_eV)
-    write_sheet(
-        path,
+    figure = make_sheet(
         columns=columns,
         title=title,
         facts=window_fact(numbers),
         legend=legend_entries(acquired=int(sum(run.acquired.sum() for run in runs))),
         bands=[band],
     )
+    write_sheet(path, figure)
     return {run.name: number for run, number in zip(runs, numbers, strict=True)}
 
 
@@ -88,14 +89,14 @@ def draw_projection(
     columns = columns_for(len(runs))
     band, numbers = projection_band(runs, descriptors, columns)
     acquired = int(sum(run.acquired.sum() for run in runs))
-    write_sheet(
-        path,
+    figure = make_sheet(
         columns=columns,
         title=title,
-        facts=PLANE_FACT,
+        facts=PLANE_FACT if len(runs) > 1 else "",
         legend=legend_entries(acquired=acquired, others=len(runs) > 1),
         bands=[band],
     )
+    write_sheet(path, figure)
     return {run.name: number for run, number in zip(runs, numbers, strict=True)}
 
 
@@ -114,7 +115,7 @@ def landscape_band(
     energy_window_eV: float | None = None,
 ) -> tuple[Band, list[dict[str, float | int]]]:
     """The band of :func:`draw_landscapes` and the coverage of each run."""
-    surfaces = [as_landscape(surface[run.name] if isinstance(surface, Mapping) else surface) for run in runs]
+    surfaces = [energy_grid(surface[run.name] if isinstance(surface, Mapping) else surface) for run in runs]
     ceiling = max(energy_ceiling(one, points) for one, points in zip(surfaces, points_by_run, strict=True))
     floor = min(float(np.nanmin(one.energy)) for one in surfaces)
     numbers = [

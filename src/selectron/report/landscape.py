@@ -13,7 +13,7 @@ from selectron.report.projection import as_float64
 CELLS = 40
 
 
-class Landscape(NamedTuple):
+class EnergyGrid(NamedTuple):
     """An energy surface of two coordinates on a grid.
 
     | field  | shape    | meaning                                               |
@@ -28,8 +28,8 @@ class Landscape(NamedTuple):
     energy: np.ndarray
 
 
-def as_landscape(surface: Any) -> Landscape:
-    """A ``Landscape`` from (x, y, energy), x and y being axes or the matrices of ``numpy.meshgrid`` of either indexing.
+def energy_grid(surface: Any) -> EnergyGrid:
+    """An ``EnergyGrid`` from (x, y, energy), x and y being axes or the matrices of ``numpy.meshgrid`` of either indexing.
 
     Raises SelectronError when the shapes disagree, an axis does not ascend, or no energy is finite.
     """
@@ -50,19 +50,19 @@ def as_landscape(surface: Any) -> Landscape:
         raise SelectronError("The axes of a surface must ascend.")
     if not np.isfinite(energy).any():
         raise SelectronError("A surface needs at least one finite energy.")
-    return Landscape(x, y, energy)
+    return EnergyGrid(x, y, energy)
 
 
-def energy_ceiling(landscape: Landscape, points: np.ndarray | None = None) -> float:
+def energy_ceiling(grid: EnergyGrid, points: np.ndarray | None = None) -> float:
     """Energy in eV above which a surface is not worth drawing.
 
     The median of the grid's energies, or, where the points (k, 2) go higher, the energy that 98 of 100 of them stay
     below, but never more than the 85th percentile of the grid.
     """
-    finite = landscape.energy[np.isfinite(landscape.energy)]
+    finite = grid.energy[np.isfinite(grid.energy)]
     ceiling = float(np.quantile(finite, 0.5))
     if points is not None and len(points):
-        at_points = _at_points(landscape, points)
+        at_points = _at_points(grid, points)
         at_points = at_points[np.isfinite(at_points)]
         if at_points.size:
             ceiling = max(ceiling, float(np.quantile(at_points, 0.98)))
@@ -70,9 +70,9 @@ def energy_ceiling(landscape: Landscape, points: np.ndarray | None = None) -> fl
     return ceiling if ceiling > finite.min() else float(finite.max())
 
 
-def default_window(landscape: Landscape) -> float:
+def default_window(grid: EnergyGrid) -> float:
     """Window in eV of the coverage of a surface: from its minimum to the median of its grid, whatever was sampled."""
-    return energy_ceiling(landscape) - float(landscape.energy[np.isfinite(landscape.energy)].min())
+    return energy_ceiling(grid) - float(grid.energy[np.isfinite(grid.energy)].min())
 
 
 def surface_coverage(
@@ -89,15 +89,15 @@ def surface_coverage(
         ``coverage``; ``cells_visited`` and ``cells_in_window``; ``outside``, the number of points beyond the grid;
         ``energy_window_eV``.
     """
-    landscape = as_landscape(surface)
+    grid = energy_grid(surface)
     if not energy_window_eV > 0 or cells < 1:
         raise SelectronError(f"Coverage needs a positive window and cell count; got {energy_window_eV} and {cells}.")
-    energies = _cell_energies(landscape, cells)
+    energies = _cell_energies(grid, cells)
     low = energies <= energies.min() + energy_window_eV
     points = np.asarray(points, dtype=np.float64).reshape(-1, 2)
     visited = np.zeros((cells, cells), dtype=bool)
-    columns = _cell(points[:, 0], landscape.x[0], landscape.x[-1], cells)
-    rows = _cell(points[:, 1], landscape.y[0], landscape.y[-1], cells)
+    columns = _cell(points[:, 0], grid.x[0], grid.x[-1], cells)
+    rows = _cell(points[:, 1], grid.y[0], grid.y[-1], cells)
     inside = (columns >= 0) & (rows >= 0)
     visited[rows[inside], columns[inside]] = True
     return {
@@ -134,10 +134,10 @@ def _cell(values: np.ndarray, low: float, high: float, cells: int) -> np.ndarray
     return np.where(inside, np.minimum(np.nan_to_num(place), cells - 1), -1).astype(np.int64)
 
 
-def _cell_energies(landscape: Landscape, cells: int) -> np.ndarray:
+def _cell_energies(grid: EnergyGrid, cells: int) -> np.ndarray:
     """(cells, cells) lowest energy in each cell."""
-    energy = np.where(np.isfinite(landscape.energy), landscape.energy, np.inf)
-    x, y = landscape.x, landscape.y
+    energy = np.where(np.isfinite(grid.energy), grid.energy, np.inf)
+    x, y = grid.x, grid.y
     lowest = np.full((cells, cells), np.inf)
     rows, columns = _cell(y, y[0], y[-1], cells), _cell(x, x[0], x[-1], cells)
     np.minimum.at(lowest, (rows[:, None], columns[None, :]), energy)
@@ -149,8 +149,8 @@ def _cell_energies(landscape: Landscape, cells: int) -> np.ndarray:
     return np.where(empty, energy[np.ix_(nearest_y, nearest_x)], lowest)
 
 
-def _at_points(landscape: Landscape, points: np.ndarray) -> np.ndarray:
+def _at_points(grid: EnergyGrid, points: np.ndarray) -> np.ndarray:
     """Energy of the nearest grid point of each point."""
-    columns = np.abs(np.asarray(points)[:, :1] - landscape.x).argmin(axis=1)
-    rows = np.abs(np.asarray(points)[:, 1:2] - landscape.y).argmin(axis=1)
-    return landscape.energy[rows, columns]
+    columns = np.abs(np.asarray(points)[:, :1] - grid.x).argmin(axis=1)
+    rows = np.abs(np.asarray(points)[:, 1:2] - grid.y).argmin(axis=1)
+    return grid.energy[rows, columns]

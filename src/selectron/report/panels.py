@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap, ListedColormap, LogNorm, Normalize
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
+from matplotlib.textpath import TextToPath
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from selectron.structures import atomic_output
@@ -31,6 +32,7 @@ HEAD, FOOT = 1.02, 0.12
 HEADING, BELOW = 0.44, 0.36  # inches over and under a row of panels
 DRAWN_POINTS = 20_000
 LABEL, TICK = 8.5, 7.5
+_PATHS = TextToPath()
 
 
 @dataclass(frozen=True)
@@ -107,20 +109,20 @@ def columns_for(panels: int) -> Columns:
     return Columns(count, {1: 6.2, 4: 11.0}.get(count, 9.0))
 
 
-def write_sheet(
-    path: str | Path, *, columns: Columns, title: str, facts: str, legend: Sequence[Line2D], bands: Sequence[Band]
-) -> None:
-    """Draw the bands one below the other and write the PNG ``path``, 200 pixels an inch, whole or not at all."""
+def make_sheet(*, columns: Columns, title: str, facts: str, legend: Sequence[Line2D], bands: Sequence[Band]) -> Figure:
+    """Title, facts of the run and legend, and below them the bands, one under the other; 200 pixels an inch."""
     height = HEAD + sum(band.height for band in bands) + FOOT
     figure = Figure(figsize=(columns.width, height), dpi=200, facecolor="white")
     FigureCanvasAgg(figure)
-    x, letters = columns.left / columns.width, int(columns.width * 11)
+    x, room = columns.left / columns.width, columns.width - columns.left - 0.1
     lines: tuple[tuple[float, str, dict[str, Any]], ...] = (
-        (0.24, textwrap.shorten(title, letters, placeholder=" …"), {"fontsize": 12, "weight": "bold"}),
-        (0.50, textwrap.shorten(facts, int(1.5 * letters), placeholder=" …"), {"fontsize": LABEL, "color": FAINT}),
+        (0.24, title, {"fontsize": 12, "weight": "bold"}),
+        (0.50, facts, {"fontsize": LABEL, "color": FAINT}),
     )
     for y, text, style in lines:
-        figure.text(x, 1 - y / height, text, va="center", **style)
+        figure.text(
+            x, 1 - y / height, fitted(text, room, style["fontsize"], bold="weight" in style), va="center", **style
+        )
     if legend:
         figure.legend(
             handles=list(legend),
@@ -137,6 +139,11 @@ def write_sheet(
     for band in bands:
         band.draw(figure, top)
         top += band.height
+    return figure
+
+
+def write_sheet(path: str | Path, figure: Figure) -> None:
+    """Write the PNG ``path``, whole or not at all."""
     with atomic_output(path, "wb") as stream:
         figure.savefig(stream, format="png")
 
@@ -155,22 +162,30 @@ def add_axes(figure: Figure, left: float, top: float, width: float, height: floa
 
 def head_panel(axes: Axes, name: str, note: str = "") -> None:
     """Name of a run over its panel, and a line of numbers below the name, each cut to the panel's width."""
-    inches = _inches_across(axes)
-    lines: tuple[tuple[str, float, float, dict[str, Any]], ...] = (
-        (name, 16.0 if note else 5.0, 11.5, {"fontsize": 9, "weight": "bold"}),
-        (note, 5.0, 16.5, {"fontsize": TICK, "color": FAINT}),
+    lines: tuple[tuple[str, float, dict[str, Any]], ...] = (
+        (name, 16.0 if note else 5.0, {"fontsize": 9, "weight": "bold"}),
+        (note, 5.0, {"fontsize": TICK, "color": FAINT}),
     )
-    for text, offset, letters, style in lines:
-        shown = text if len(text) <= inches * letters else text[: max(int(inches * letters) - 2, 1)].rstrip() + " …"
-        axes.annotate(
-            shown,
-            (0, 1),
-            xycoords="axes fraction",
-            xytext=(0, offset),
-            textcoords="offset points",
-            va="bottom",
-            **style,
-        )
+    for text, offset, style in lines:
+        shown = fitted(text, _inches_across(axes), style["fontsize"], bold="weight" in style)
+        place: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points", "va": "bottom"}
+        axes.annotate(shown, (0, 1), xytext=(0, offset), **place, **style)
+
+
+def fitted(text: str, inches: float, fontsize: float, *, bold: bool = False) -> str:
+    """The text, cut with an ellipsis where it would be wider than ``inches``."""
+    font = FontProperties(size=fontsize, weight="bold" if bold else "normal")
+
+    # Text on the screen of whole pixels comes out a little wider than its outlines.
+    def wide(shown: str) -> bool:
+        return bool(_PATHS.get_text_width_height_descent(shown, font, ismath=False)[0] > 0.97 * 72 * inches)
+
+    if not wide(text):
+        return text
+    kept = len(text)
+    while kept > 1 and wide(text[:kept].rstrip() + " …"):
+        kept -= 1
+    return text[:kept].rstrip() + " …"
 
 
 def colour_bars(figure: Figure, spans: Sequence[Span], *, left: float, top: float, height: float) -> None:
@@ -181,7 +196,7 @@ def colour_bars(figure: Figure, spans: Sequence[Span], *, left: float, top: floa
         axes = add_axes(figure, left, top + place * (each + gap), 0.12, each)
         bar = figure.colorbar(ScalarMappable(span.norm, span.palette), cax=axes)
         bar.set_label(span.label, fontsize=LABEL)
-        bar.outline.set_visible(False)
+        bar.outline.set(edgecolor="#bbbbbb", linewidth=0.5)
         bar.ax.tick_params(labelsize=TICK, color=FRAME)
         if not isinstance(span.norm, LogNorm):
             bar.ax.yaxis.set_major_locator(MaxNLocator(4 if each > 1 else 3))

@@ -15,7 +15,7 @@ from scipy.ndimage import gaussian_filter
 from selectron.errors import SelectronError
 from selectron.report.backbone import Backbone, dihedral, find_backbone, frame_dihedrals
 from selectron.report.coverage import ENERGIES
-from selectron.report.landscape import Landscape, as_landscape
+from selectron.report.landscape import EnergyGrid, energy_grid
 from selectron.report.panels import (
     FRAME,
     STEPS,
@@ -25,6 +25,7 @@ from selectron.report.panels import (
     columns_for,
     head_panel,
     legend_entries,
+    make_sheet,
     mark_acquired,
     panel_rows,
     scatter_run,
@@ -64,7 +65,7 @@ def ramachandran_entropy(
     """Entropy of the distribution of (φ, ψ) over that of the uniform one: 1 is even, lower is more concentrated.
 
     −Σ p ln p / ln K over the K bins of the torus, p the histogram smoothed by a Gaussian of ``smoothing_degrees`` that
-    runs on across ±180°, so that a basin on the seam counts as any other. A single point has 0.35 with the defaults; the
+    runs on across ±180°, so that a basin on the seam counts as any other. A single point has 0.40 with the defaults; the
     scale has no meaning beyond comparing runs of like length. NaN without samples.
     """
     counts = _histogram(phi, psi, bin_degrees)
@@ -107,7 +108,7 @@ def draw_ramachandran(
         runs: one for each panel.
         angles: (φ, ψ) of each run, each (n,) or (n, R) in degrees; all residues share the panel.
         path: where the PNG goes.
-        free_energy: optional background (φ, ψ, F): axes in degrees and energies in eV, as ``landscape.as_landscape``.
+        free_energy: optional background (φ, ψ, F): axes in degrees and energies in eV, as ``landscape.energy_grid``.
         title: headline.
 
     Returns:
@@ -115,14 +116,14 @@ def draw_ramachandran(
     """
     columns = columns_for(len(runs))
     band, numbers = ramachandran_band(runs, angles, columns, free_energy=free_energy)
-    write_sheet(
-        path,
+    figure = make_sheet(
         columns=columns,
         title=title,
         facts=FACT,
         legend=legend_entries(acquired=int(sum(run.acquired.sum() for run in runs))),
         bands=[band],
     )
+    write_sheet(path, figure)
     return {run.name: number for run, number in zip(runs, numbers, strict=True)}
 
 
@@ -139,7 +140,7 @@ def ramachandran_band(
     """The band of :func:`draw_ramachandran` and the numbers of each run."""
     pairs = [(_columns(phi, run), _columns(psi, run)) for (phi, psi), run in zip(angles, runs, strict=True)]
     numbers = [_numbers(phi, psi) for phi, psi in pairs]
-    background = None if free_energy is None else as_landscape(free_energy)
+    background = None if free_energy is None else energy_grid(free_energy)
     steps = step_norm([run.step for run in runs])
     densities = [_histogram(phi, psi, DENSITY_DEGREES) for phi, psi in pairs]
     dense = None
@@ -156,7 +157,7 @@ def ramachandran_band(
         phi, psi = pairs[place]
         run, residues = runs[place], phi.shape[1]
         if background is not None:
-            _draw_background(axes, background, energies)
+            _draw_background(axes, background, energies, lines_over=dense is not None)
         for line in (axes.axhline, axes.axvline):
             line(0.0, color="#cccccc", linewidth=0.6, zorder=1)
         points = np.stack([_wrapped(phi).ravel(), _wrapped(psi).ravel()], axis=1)
@@ -182,11 +183,11 @@ def ramachandran_band(
     return panel_rows(len(runs), columns, height, ("φ (°)", "ψ (°)"), panel, bars), numbers
 
 
-def _draw_background(axes: Axes, background: Landscape, energies: Normalize) -> None:
+def _draw_background(axes: Axes, background: EnergyGrid, energies: Normalize, *, lines_over: bool) -> None:
     levels = np.linspace(energies.vmin or 0.0, energies.vmax or 1.0, 30)
     axes.contourf(*background, levels=levels, cmap=ENERGIES, norm=energies, zorder=0)
     lines: dict[str, Any] = {"colors": "#6b7784", "linewidths": 0.45, "linestyles": "solid"}
-    axes.contour(*background, levels=levels[::4], zorder=0.5, **lines)
+    axes.contour(*background, levels=levels[::4], zorder=3.5 if lines_over else 0.5, **lines)
 
 
 def _draw_density(axes: Axes, counts: np.ndarray, norm: LogNorm) -> None:

@@ -12,7 +12,7 @@ from ase import Atoms
 from selectron.errors import SelectronError
 from selectron.report.backbone import frame_dihedrals, residues
 from selectron.report.coverage import PLANE_FACT, landscape_band, plane_band, projection_band, window_fact
-from selectron.report.panels import Band, Columns, columns_for, legend_entries, write_sheet
+from selectron.report.panels import Band, Columns, columns_for, legend_entries, make_sheet, write_sheet
 from selectron.report.ramachandran import FACT, backbone_of_runs, ramachandran_band
 from selectron.report.samples import Samples, all_samples
 from selectron.report.traces import crowded, trace_bands, trace_numbers
@@ -64,7 +64,8 @@ def draw_sampling(
 
     def add(name: str, made: tuple[Band, list[dict[str, Any]]], fact: str) -> None:
         bands.append(made[0])
-        facts.append(fact)
+        if name != "plane" or len(runs) > 1:
+            facts.append(fact)
         for run, number in zip(runs, made[1], strict=True):
             numbers[run.name][name] = number
 
@@ -84,8 +85,7 @@ def draw_sampling(
         made = projection_band(runs, [rows[run.name] for run in runs], columns)
         add("plane", made, PLANE_FACT)
     bands += trace_bands(runs, columns, thresholds=thresholds)
-    write_sheet(
-        path,
+    figure = make_sheet(
         columns=columns,
         title=title or f"Sampling: {len(runs)} run{'s' * (len(runs) > 1)}, {sum(map(len, runs)):,} frames",
         facts=facts[0] if facts else "",
@@ -97,6 +97,7 @@ def draw_sampling(
         ),
         bands=bands,
     )
+    write_sheet(path, figure)
     return {"kind": kind, "runs": numbers}
 
 

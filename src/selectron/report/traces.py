@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,8 +25,10 @@ from selectron.report.panels import (
     Columns,
     add_axes,
     columns_for,
+    fitted,
     head_panel,
     legend_entries,
+    make_sheet,
     no_data,
     short_numbers,
     thinned,
@@ -67,14 +68,14 @@ def draw_traces(
     """
     columns = columns_for(len(runs))
     acquired = int(sum(run.acquired.sum() for run in runs))
-    write_sheet(
-        path,
+    figure = make_sheet(
         columns=columns,
         title=title,
         facts="a line is a particle",
         legend=legend_entries(acquired=acquired, threshold=bool(thresholds), median=crowded(runs)),
         bands=trace_bands(runs, columns, thresholds=thresholds),
     )
+    write_sheet(path, figure)
     return {run.name: trace_numbers(run) for run in runs}
 
 
@@ -300,8 +301,8 @@ def _acquisitions(runs: Sequence[Samples], columns: Columns) -> Band:
         _draw_cumulative(axes, runs)
         if not reasons:
             return
-        names = [textwrap.shorten(run.name, 22, placeholder=" …") for run in runs]
-        inset = 0.45 + 0.066 * max(map(len, names))
+        names = [fitted(run.name, 1.4, TICK) for run in runs]
+        inset = 0.35 + 0.066 * max(map(len, names))
         start = columns.left + left_width + inset
         width = columns.width - start - 0.35
         chart = add_axes(figure, start, top + 0.28, width, bars)
@@ -322,7 +323,7 @@ def _draw_cumulative(axes: Axes, runs: Sequence[Samples]) -> None:
         across = np.concatenate([[run.step.min()], steps, [max(run.step.max(), *steps, 0.0)]])
         up = np.concatenate([[0], np.arange(1, len(steps) + 1), [len(steps)]])
         style: dict[str, Any] = {"color": RUN_COLOURS[place % 8], "linestyle": RUN_DASHES[place % 8], "linewidth": 1.5}
-        axes.plot(across, up, drawstyle="steps-post", label=textwrap.shorten(run.name, 26, placeholder=" …"), **style)
+        axes.plot(across, up, drawstyle="steps-post", label=fitted(run.name, 1.7, TICK), **style)
     axes.set_xlim(*_widened(min(float(run.step.min()) for run in runs), last))
     top = max(int(run.acquired.sum()) for run in runs)
     axes.set_ylim(0, max((1.05 + 0.06 * len(runs)) * top, 1))
@@ -367,7 +368,7 @@ def _draw_reasons(axes: Axes, runs: Sequence[Samples], listed: Sequence[str], na
 
 def _reason_line(figure: Figure, left: float, top: float, text: str, colour: str, width: float) -> None:
     across, down = figure.get_size_inches()
-    shown = textwrap.shorten(text, int(width * 15), placeholder=" …")
+    shown = fitted(text, width - 0.17, TICK)
     figure.text(left / across, 1 - top / down, "■", color=colour, fontsize=9, va="center")
     figure.text((left + 0.17) / across, 1 - top / down, shown, fontsize=TICK, color="#111111", va="center")
 
