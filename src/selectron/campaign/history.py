@@ -1,0 +1,444 @@
+"""A campaign as it stands in its folder, for reports and status: read-only, also while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ase import Atoms
+
+from selectron.campaign.artifacts import Artifacts
+from selectron.campaign.context import RANDOM, SELECTED
+from selectron.campaign.curves import Saving, saving
+from selectron.campaign.lock import running
+from selectron.campaign.measuring import QUANTITIES, Predictions
+from selectron.campaign.state import Activity, CampaignState, Stage
+from selectron.config.campaign import CampaignConfig
+from selectron.errors import SelectronError
+from selectron.structures import Pool, Source
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Errors of a model on a set; None for a number that is not finite.
+
+    Energies in meV/atom, forces in eV/Å; ``path`` is the archive of the predictions.
+    """
+
+    structures: int
+    force_rmse_eV_A: float | None
+    force_mae_eV_A: float | None
+    energy_rmse_meV_atom: float | None
+    energy_mae_meV_atom: float | None
+    path: Path
+
+    def predictions(self) -> Predictions:
+        """Predicted and reference energies and forces, for parity plots."""
+        return Predictions.read(self.path)
+
+
+@dataclass(frozen=True)
+class PickRecord:
+    """One structure that was picked, and what came of it.
+
+    | field            | meaning                                                                               |
+    |------------------|---------------------------------------------------------------------------------------|
+    | rank             | in its round, from 1; replacements of failed calls go on counting                     |
+    | source           | file and place in it                                                                  |
+    | score, variance  | the selector's criterion and the posterior variance; None for random picks            |
+    | nearest          | the training structure nearest in feature space, or None                              |
+    | nearest_round    | the round in which that was labelled, 0 for the initial training set                   |
+    | distance         | to it                                                                                 |
+    | labelled         | whether the oracle gave a label; None while it has not been asked                     |
+    | failure          | the reason where it did not                                                           |
+    | shared           | the same label was bought before: by the other arm, or by another campaign            |
+    | wall_s, core_s   | what the label cost when it was bought                                                |
+    | structure        | the atoms, with the label's energy and forces as calculator where there is one         |
+    """
+
+    arm: str
+    round: int
+    rank: int
+    structure_hash: str
+    source: Source
+    formula: str
+    atoms: int
+    score: float | None
+    variance: float | None
+    nearest: Source | None
+    nearest_round: int | None
+    distance: float | None
+    labelled: bool | None
+    failure: str | None
+    shared: bool
+    wall_s: float
+    core_s: float
+    structure: Atoms
+
+
+@dataclass(frozen=True)
+class TrainingRecord:
+    """One fine-tuning.
+
+    ``history`` holds an entry an epoch, as :class:`selectron.training.progress.Epoch` names them (None for a loss that is not
+    finite); ``references`` the fitted shift of atomic energies (shift_eV and error_eV by element, significant, applied, note)
+    or None; ``untouched``, ``before`` and ``after`` are errors on the validation set under the names of
+    :data:`selectron.campaign.measuring.QUANTITIES`: of the model as given, with its new references, and at the end.
+    """
+
+    failure: str | None
+    structures: int
+    best_epoch: int | None
+    history: Sequence[Mapping[str, Any]]
+    references: Mapping[str, Any] | None
+    untouched: Mapping[str, Any] | None
+    before: Mapping[str, Any] | None
+    after: Mapping[str, Any] | None
+    warnings: Sequence[str]
+    model: Path | None
+    log: Path | None
+
+
+@dataclass(frozen=True)
+class Uncertainty:
+    """What may still be picked when a round begins.
+
+    ``quantiles`` of its posterior variance, by probability; ``calibration`` (factor, expected, left) where the rule on
+    variances is on, see :class:`selectron.campaign.stopping.Calibration`.
+    """
+
+    structures: int
+    quantiles: Mapping[float, float]
+    calibration: Mapping[str, float] | None
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds of one kind of stage (inputs, pick, label, train, measure), wall clock and processor time."""
+
+    wall_s: float
+    core_s: float
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """One round of one arm; what has not happened yet is None or empty. ``labels`` counts all the arm has after the round."""
+
+    arm: str
+    round: int
+    labels: int
+    picks: Sequence[PickRecord]
+    left: Uncertainty | None
+    training: TrainingRecord | None
+    test: Measured | None
+    validation: Measured | None
+    costs: Mapping[str, Cost]
+    notes: Sequence[str]
+
+    @property
+    def finished(self) -> bool:
+        """Whether the round's model has been measured."""
+        return self.test is not None
+
+
+@dataclass(frozen=True)
+class ArmRecord:
+    """The selected arm, or its random twin. ``stop`` and ``stop_rule`` say why it ended, None while it has not."""
+
+    name: str
+    rounds: Sequence[RoundRecord]
+    stop: str | None
+    stop_rule: str | None
+    start: RoundRecord | None
+
+    @property
+    def labels(self) -> int:
+        """Labels so far."""
+        return self.rounds[-1].labels if self.rounds else 0
+
+    @property
+    def failures(self) -> list[PickRecord]:
+        """Picks that the oracle could not label."""
+        return [pick for one in self.rounds for pick in one.picks if pick.labelled is False]
+
+    @property
+    def model(self) -> Path | None:
+        """The newest fine-tuned model, None before there is one."""
+        found = [
+            one.training.model for one in self.rounds if one.training is not None and one.training.model is not None
+        ]
+        return found[-1] if found else None
+
+    def curve(self, quantity: str = "force_rmse_eV_A", of: str = "test") -> tuple[list[int], list[float | None]]:
+        """The learning curve: labels and errors, the first point that of the pretrained model.
+
+        ``quantity`` is one of :data:`selectron.campaign.measuring.QUANTITIES`, ``of`` "test" or "validation".
+        """
+        points = ([self.start] if self.start else []) + list(self.rounds)
+        measured = [(one.labels, getattr(one, of)) for one in points if getattr(one, of) is not None]
+        return [labels for labels, _ in measured], [getattr(one, quantity) for _, one in measured]
+
+
+@dataclass(frozen=True)
+class CampaignRecord:
+    """Everything that a report needs.
+
+    | field         | meaning                                                                                  |
+    |---------------|------------------------------------------------------------------------------------------|
+    | config, text  | the configuration, and the YAML as the user wrote it                                     |
+    | created       | seconds since 1970                                                                       |
+    | versions, machine | with what and where it was begun                                                     |
+    | facts         | of the inputs: sizes of the sets, pool, candidates, repeated, quarantined, model_name, model_licence |
+    | start         | errors of the pretrained model, as round 0                                               |
+    | selected, random | the arms; random is None without a twin                                               |
+    | activity      | what is being done, or was last                                                          |
+    | process       | the process that runs it now, or None                                                    |
+    | costs         | seconds by kind of stage, both arms together                                             |
+    | oracle_calls, oracle_core_s, oracle_wall_s | distinct labels and failed calls of this campaign, and what they cost |
+    """
+
+    folder: Path
+    config: CampaignConfig
+    text: str
+    created: float
+    versions: Mapping[str, str]
+    machine: Mapping[str, Any]
+    facts: Mapping[str, Any]
+    start: RoundRecord | None
+    selected: ArmRecord
+    random: ArmRecord | None
+    activity: Activity | None
+    process: int | None
+    costs: Mapping[str, Cost]
+    oracle_calls: int
+    oracle_core_s: float
+    oracle_wall_s: float
+    artifacts: Artifacts
+    train_path: Path | None
+    test_path: Path | None
+    validation_path: Path | None
+    quarantine_path: Path | None
+    start_model: Path | None
+
+    @property
+    def arms(self) -> list[ArmRecord]:
+        """The selected arm first."""
+        return [self.selected] + ([self.random] if self.random is not None else [])
+
+    @property
+    def finished(self) -> bool:
+        """Whether all arms have ended."""
+        return all(arm.stop is not None for arm in self.arms)
+
+    @cached_property
+    def savings(self) -> dict[str, Saving]:
+        """Labels at equal test error, by quantity; empty without a twin."""
+        if self.random is None:
+            return {}
+        found = {name: saving(name, self.selected.curve(name), self.random.curve(name)) for name in QUANTITIES}
+        return {name: one for name, one in found.items() if one is not None}
+
+
+def read_campaign(folder: str | Path) -> CampaignRecord:
+    """The campaign in ``folder`` as far as it has come.
+
+    Raises SelectronError where there is none, or its state cannot be read.
+    """
+    folder = Path(folder)
+    state = CampaignState(folder, read_only=True)
+    try:
+        config = state.fact("config")
+        if config is None:
+            raise SelectronError(
+                f"The campaign in {folder} was never begun: run selectron run campaign.yaml -o {folder}"
+            )
+        return _read(folder, state, CampaignConfig.model_validate(config))
+    finally:
+        state.close()
+
+
+def _read(folder: Path, state: CampaignState, config: CampaignConfig) -> CampaignRecord:
+    stages, artifacts = state.stages(), state.artifacts
+    shared = _Shared(state.fact("created"))
+    rounds: dict[tuple[str, int], list[Stage]] = {}
+    for stage in stages:
+        if stage.arm and stage.name != "stop":
+            rounds.setdefault((stage.arm, stage.round), []).append(stage)
+    inputs = next((stage for stage in stages if stage.name == "inputs"), None)
+    measured = next((stage for stage in stages if stage.name == "measure" and not stage.arm), None)
+    start = None if measured is None else _round("", 0, [measured], 0, artifacts, shared)
+    arms: dict[str, ArmRecord] = {}
+    records: dict[str, list[RoundRecord]] = {SELECTED: [], RANDOM: []}
+    for (arm, number), members in rounds.items():  # in the order of the campaign, so that "shared" is told in it
+        before = records[arm][-1].labels if records[arm] else 0
+        records[arm].append(_round(arm, number, members, before, artifacts, shared))
+    for name in (SELECTED, RANDOM):
+        stop = next((stage.output for stage in stages if stage.name == "stop" and stage.arm == name), None)
+        arms[name] = ArmRecord(name, records[name], *_reason(stop), start)
+    facts = {} if inputs is None else inputs.output
+    for stage in stages:
+        if stage.name in ("label-test", "label-validation"):
+            shared.count(stage)
+    held = {one.name.removeprefix("label-"): one.output["labelled"] for one in stages if one.name.startswith("label-")}
+
+    def path(name: str | None) -> Path | None:
+        return None if name is None else artifacts.path(name)
+
+    return CampaignRecord(
+        folder=folder,
+        config=config,
+        text=state.fact("text"),
+        created=state.fact("created"),
+        versions=state.fact("versions"),
+        machine=state.fact("machine"),
+        facts=facts,
+        start=start,
+        selected=arms[SELECTED],
+        random=arms[RANDOM] if config.baseline == "random" else None,
+        activity=state.activity(),
+        process=running(folder),
+        costs=_costs(stages),
+        oracle_calls=shared.calls,
+        oracle_core_s=shared.core_s,
+        oracle_wall_s=shared.wall_s,
+        artifacts=artifacts,
+        train_path=path(facts.get("train")),
+        test_path=path(held.get("test", facts.get("test"))),
+        validation_path=path(held.get("validation", facts.get("validation"))),
+        quarantine_path=path(facts.get("quarantine")),
+        start_model=path(facts.get("model")),
+    )
+
+
+def _reason(stop: Mapping[str, Any] | None) -> tuple[str | None, str | None]:
+    return (None, None) if stop is None else (str(stop["sentence"]), str(stop["rule"]))
+
+
+class _Shared:
+    """Which labels were bought for the first time, in the order of the campaign."""
+
+    def __init__(self, created: float) -> None:
+        self._created, self._seen = created, set[str]()
+        self.calls, self.core_s, self.wall_s = 0, 0.0, 0.0
+
+    def bought(self, entry: Mapping[str, Any]) -> bool:
+        """Whether this campaign called the oracle for it here."""
+        from datetime import datetime
+
+        first = entry["hash"] not in self._seen
+        self._seen.add(entry["hash"])
+        when = datetime.fromisoformat(entry["time"]).timestamp() if entry["time"] else self._created
+        if not first or when < int(self._created):
+            return False
+        self.calls += 1
+        self.core_s += entry["core_s"]
+        self.wall_s += entry["wall_s"]
+        return True
+
+    def count(self, stage: Stage) -> None:
+        """Counts all labels of a stage."""
+        for entry in stage.output["labels"]:
+            self.bought(entry)
+
+
+def _round(
+    arm: str, number: int, stages: Sequence[Stage], labels: int, artifacts: Artifacts, shared: _Shared
+) -> RoundRecord:
+    by_name: dict[str, list[Stage]] = {}
+    for stage in stages:
+        by_name.setdefault(stage.name, []).append(stage)
+    labelled = {stage.inputs["picks"]: stage for stage in by_name.get("label", [])}
+    picks: list[PickRecord] = []
+    for stage in by_name.get("pick", []):
+        picks += _picks(stage, labelled.get(stage.key), len(picks), artifacts, shared)
+    trained, measured = by_name.get("train", []), by_name.get("measure", [])
+    return RoundRecord(
+        arm=arm,
+        round=number,
+        labels=labels + sum(1 for pick in picks if pick.labelled),
+        picks=picks,
+        left=_left(by_name["pick"][0]) if "pick" in by_name else None,
+        training=_training(trained[-1], artifacts) if trained else None,
+        test=_measured(measured[-1], "test", artifacts) if measured else None,
+        validation=_measured(measured[-1], "validation", artifacts) if measured else None,
+        costs=_costs(stages),
+        notes=[note for stage in by_name.get("pick", []) for note in stage.output["notes"]],
+    )
+
+
+def _picks(stage: Stage, labels: Stage | None, offset: int, artifacts: Artifacts, shared: _Shared) -> list[PickRecord]:
+    if stage.output["structures"] is None:
+        return []
+    with Pool.open([artifacts.path(stage.output["structures"])]) as pool:
+        structures = pool[:]
+    if labels is not None and labels.output["labelled"] is not None:
+        with Pool.open([artifacts.path(labels.output["labelled"])]) as pool:
+            known = {str(atoms.info["hash"]): atoms for atoms in pool}
+        structures = [known.get(str(atoms.info["hash"]), atoms) for atoms in structures]
+    found = []
+    for place, (entry, atoms) in enumerate(zip(stage.output["picks"], structures, strict=True)):
+        label = labels.output["labels"][place] if labels is not None else None
+        nearest = entry["nearest"]
+        found.append(
+            PickRecord(
+                arm=stage.arm,
+                round=stage.round,
+                rank=offset + entry["rank"],
+                structure_hash=entry["hash"],
+                source=Source(entry["source"], entry["source_index"]),
+                formula=entry["formula"],
+                atoms=entry["atoms"],
+                score=entry["score"],
+                variance=entry["variance"],
+                nearest=None if nearest is None else Source(nearest["source"], nearest["index"]),
+                nearest_round=None if nearest is None else nearest["round"],
+                distance=entry["distance"],
+                labelled=None if label is None else label["ok"],
+                failure=None if label is None else label["reason"],
+                shared=label is not None and not shared.bought(label),
+                wall_s=0.0 if label is None else label["wall_s"],
+                core_s=0.0 if label is None else label["core_s"],
+                structure=atoms,
+            )
+        )
+    return found
+
+
+def _left(stage: Stage) -> Uncertainty:
+    left = stage.output["left"]
+    quantiles = {float(probability): value for probability, value in left.get("variance", {}).items()}
+    return Uncertainty(left["structures"], quantiles, left.get("calibration"))
+
+
+def _training(stage: Stage, artifacts: Artifacts) -> TrainingRecord:
+    output = stage.output
+    return TrainingRecord(
+        failure=output["failure"],
+        structures=output["structures"],
+        best_epoch=output.get("best_epoch"),
+        history=output["history"],
+        references=output.get("references"),
+        untouched=output.get("untouched"),
+        before=output.get("before"),
+        after=output.get("after"),
+        warnings=output.get("warnings", []),
+        model=artifacts.path(output["model"]) if output["model"] else None,
+        log=artifacts.path(output["log"]) if output["log"] else None,
+    )
+
+
+def _measured(stage: Stage, name: str, artifacts: Artifacts) -> Measured | None:
+    found = stage.output[name]
+    return None if found is None else Measured(**found["errors"], path=artifacts.path(found["predictions"]))
+
+
+def _costs(stages: Sequence[Stage]) -> dict[str, Cost]:
+    found: dict[str, Cost] = {}
+    for stage in stages:
+        if stage.name != "stop":
+            before = found.get(stage.name, Cost(0.0, 0.0))
+            found[stage.name] = Cost(before.wall_s + stage.wall_s, before.core_s + stage.core_s)
+    return found

@@ -1,0 +1,92 @@
+"""Labels for picks: through the store, so that none is bought twice, and in the order of the picks."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from typing import Any
+
+from ase import Atoms
+
+from selectron.campaign.artifacts import check_room
+from selectron.campaign.context import Campaign
+from selectron.campaign.state import Stage
+from selectron.oracles import (
+    Labelled,
+    LabelStore,
+    OracleFailure,
+    OracleOptions,
+    label_structures,
+    make_oracle,
+    with_label,
+)
+from selectron.oracles.store import structure_key
+from selectron.structures import structure_hash
+
+
+def label_picks(campaign: Campaign, picks: Stage) -> Stage:
+    """The labels of what the stage ``picks`` picked.
+
+    The output has an entry a pick, in their order (hash, whether it has a label, the reason why not, energy, what it
+    cost), and ``labelled``: the artifact of those with a label.
+    """
+    arm, round = picks.arm, picks.round
+    campaign.reporter.stage("label", arm, round)
+    name = picks.output["structures"]
+    inputs = {"structures": name, "oracle": make_oracle(campaign.config.oracle).fingerprint, "picks": picks.key}
+    return campaign.state.stage("label", inputs, lambda: label_all(campaign, name, "labels"), arm=arm, round=round)
+
+
+def label_all(campaign: Campaign, name: str, what: str) -> dict[str, Any]:
+    """Labels for all structures of the artifact ``name``; failures are entries with a reason."""
+    config, structures = campaign.config, campaign.read([name])
+    results: dict[int, Labelled] = {}
+    campaign.reporter.start(what, len(structures))
+    with LabelStore(campaign.label_store) as store:
+        found = label_structures(structures, config.oracle, store, executor=campaign.executor())
+        with closing(found):
+            for one in found:
+                results[one.index] = one
+                campaign.reporter.advance(1)
+        if any(one.failure is not None and not one.reused for one in results.values()):
+            check_room(campaign.folder)
+        fingerprint = make_oracle(config.oracle).fingerprint
+        entries = [
+            _entry(store, fingerprint, config.oracle, atoms, results[index]) for index, atoms in enumerate(structures)
+        ]
+    campaign.reporter.finish()
+    labelled = []
+    for index, atoms in enumerate(structures):
+        label = results[index].label
+        if label is not None:
+            labelled.append(with_label(atoms, label))
+    return {
+        "labels": entries,
+        "labelled": campaign.keep(labelled),
+        "count": len(labelled),
+        "core_s": sum(entry["core_s"] for entry in entries),
+    }
+
+
+def _entry(
+    store: LabelStore, fingerprint: str, options: OracleOptions, atoms: Atoms, result: Labelled
+) -> dict[str, Any]:
+    """What the store says of a label or failure: the same, whether it was bought just now or before an interruption."""
+    wall_s, core_s, attempts, time = result.wall_s, result.core_s, result.attempts, ""
+    try:
+        key = structure_key(atoms, options.state(atoms)).key
+    except OracleFailure:
+        known = None
+    else:
+        known = store.get(key, fingerprint) if result.label is not None else store.failure(key, fingerprint)
+    if known is not None:
+        wall_s, core_s, attempts, time = known.wall_s, known.core_s, known.attempts, known.time
+    return {
+        "hash": structure_hash(atoms),
+        "ok": result.label is not None,
+        "reason": result.failure,
+        "energy_eV": None if result.label is None else result.label.energy_eV,
+        "wall_s": wall_s,
+        "core_s": core_s,
+        "attempts": attempts,
+        "time": time,
+    }

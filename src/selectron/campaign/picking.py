@@ -1,0 +1,293 @@
+"""Which structures are labelled next: by a selector on the posterior of the round's model, or by chance."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from selectron.campaign.candidates import Index, PoolPart
+from selectron.campaign.context import RANDOM, Campaign, bare
+from selectron.campaign.inputs import Inputs
+from selectron.campaign.measuring import Predictions, finite
+from selectron.campaign.state import Stage, digest
+from selectron.campaign.stopping import calibrate, structure_errors, variance_low
+from selectron.features import FeatureMap, FeatureOptions, FeatureStore, make_features
+from selectron.potentials import load_potential
+from selectron.screening import Screening, screen
+from selectron.screening.atoms import nominal_rows
+from selectron.structures import Checks, Pool, Source
+
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be picked.
+
+    ``labelled`` are the artifacts of the arm's labelled structures so far, ``failed`` hashes that the oracle could not
+    label, ``validation_errors`` the artifact of the model's predictions on the validation set.
+    """
+
+    arm: str
+    round: int
+    attempt: int
+    wanted: int
+    model: str
+    labelled: tuple[str, ...]
+    failed: tuple[str, ...]
+    validation_errors: str | None = None
+
+
+class WholeChunks(FeatureStore):
+    """A store whose rows come in whole chunks of structures or not at all.
+
+    Rows depend, in their last digits, on the batch they were computed in. A chunk of which some rows are missing is
+    therefore computed as a whole again, in the same batches, so that an interruption leaves no trace in the numbers.
+    """
+
+    def known(self, hashes: Sequence[str]) -> set[str]:
+        """All of ``hashes``, or none of them."""
+        found = super().known(hashes)
+        return found if found.issuperset(hashes) else set()
+
+
+def pick(campaign: Campaign, inputs: Inputs, request: Request) -> Stage:
+    """The stage that picks; its output has ``picks`` (best first), ``structures`` (their artifact), and ``left``.
+
+    ``left`` describes the posterior variances of what may still be picked, and ``stop`` is the rule on them, where it fires.
+    """
+    config = campaign.config
+    campaign.reporter.stage("pick", request.arm, request.round)
+    asked: dict[str, Any] = {
+        "inputs": inputs.key,
+        "attempt": request.attempt,
+        "wanted": request.wanted,
+        "labelled": list(request.labelled),
+        "failed": list(request.failed),
+        "seed": config.seed,
+    }
+    if request.arm != RANDOM:
+        asked |= {
+            "model": request.model,
+            "features": config.features.model_dump(mode="json"),
+            "selector": config.selector.model_dump(mode="json"),
+            "device": config.model.device,
+            "dtype": config.model.dtype,
+            "rule": config.stop.variance.model_dump(mode="json") if config.stop.variance else None,
+            "validation_errors": request.validation_errors,
+        }
+    run = _by_chance if request.arm == RANDOM else _by_selector
+    return campaign.state.stage(
+        "pick", asked, lambda: run(campaign, inputs, request), arm=request.arm, round=request.round
+    )
+
+
+def _by_chance(campaign: Campaign, inputs: Inputs, request: Request) -> dict[str, Any]:
+    """The next structures in one random order of all candidates, which is the same for all rounds."""
+    assert campaign.config.pool is not None
+    assert inputs.candidates is not None
+    index = Index.read(campaign.artifacts.path(inputs.candidates))
+    gone = {atoms.info["hash"] for atoms in campaign.read(request.labelled)} | set(request.failed)
+    gone |= _hashes_of_train(campaign, inputs)
+    order = np.random.default_rng([campaign.config.seed, 1]).permutation(len(index))
+    open_ones = order[~np.isin(index.hashes[order], sorted(gone))]
+    pool = campaign.pool(campaign.config.pool.files)
+    picks = [
+        _entry(rank, int(index.places[place]), str(index.hashes[place]), pool)
+        for rank, place in enumerate(open_ones[: request.wanted].tolist(), start=1)
+    ]
+    return _kept(campaign, request, pool, picks) | {"left": {"structures": len(open_ones)}, "stop": None, "notes": []}
+
+
+def _hashes_of_train(campaign: Campaign, inputs: Inputs) -> set[str]:
+    from selectron.structures import structure_hash
+
+    return {structure_hash(atoms) for atoms in campaign.read([inputs.train] if inputs.train else [])}
+
+
+def _by_selector(campaign: Campaign, inputs: Inputs, request: Request) -> dict[str, Any]:
+    config = campaign.config
+    assert config.pool is not None
+    assert inputs.candidates is not None
+    index = Index.read(campaign.artifacts.path(inputs.candidates))
+    index = index.take(np.flatnonzero(~np.isin(index.hashes, sorted(request.failed))))
+    whole = campaign.pool(config.pool.files)
+    part = PoolPart(whole, index.places)
+    known = [name for name in (inputs.train, *request.labelled) if name is not None]
+    train = Pool.open([campaign.artifacts.path(name) for name in known]) if known else None
+    features, train_features = _feature_maps(campaign, request.model)
+    folder = _scratch_for(campaign, request)
+    checks = Checks(elements=None, min_distance_A=0.0)  # what is here was checked when it was read
+    with (
+        closing(WholeChunks(folder, features.fingerprint, features.dim)) as store,
+        closing(WholeChunks(folder, train_features.fingerprint, train_features.dim)) as train_store,
+    ):
+        options: dict[str, Any] = {
+            "train": train,
+            "train_features": train_features,
+            "train_store": train_store,
+            "store": store,
+            "checks": checks,
+            "batch_size": None if config.features.batch_size == "auto" else config.features.batch_size,
+            "noise": config.selector.noise,
+            "progress": campaign.reporter,
+        }
+        screening = screen(
+            part,
+            features,
+            selector=config.selector.name,
+            budget=request.wanted,
+            shortlist=config.selector.shortlist and max(config.selector.shortlist, request.wanted),
+            rank_by=config.selector.rank_by,
+            per_atom=False,
+            seed=config.seed + request.round,
+            **options,
+        )
+        left = np.flatnonzero(screening.catalogue.first & ~screening.known)
+        facts, stop = _what_is_left(campaign, inputs, request, screening, left, features, options)
+    picks = []
+    for one in screening.picks:
+        place = int(screening.catalogue.indices[one.place])
+        entry = _entry(one.rank, int(index.places[place]), str(index.hashes[place]), whole)
+        entry |= finite({"score": one.score, "variance": one.variance, "distance": one.nearest_distance})
+        entry["nearest"] = _origin(campaign, known, one.nearest_training)
+        picks.append(entry)
+    return _kept(campaign, request, whole, [] if stop else picks) | {
+        "left": facts,
+        "stop": stop,
+        "notes": screening.notes,
+    }
+
+
+def _what_is_left(
+    campaign: Campaign,
+    inputs: Inputs,
+    request: Request,
+    screening: Screening,
+    left: np.ndarray,
+    features: FeatureMap,
+    options: dict[str, Any],
+) -> tuple[dict[str, Any], dict[str, str] | None]:
+    """Quantiles of the posterior variance of what may be picked, and whether the rule on it ends the campaign."""
+    rule = campaign.config.stop.variance
+    facts: dict[str, Any] = {"structures": len(left)}
+    if len(left):
+        facts["variance"] = dict(
+            zip(map(str, QUANTILES), np.quantile(screening.variance[left], QUANTILES).tolist(), strict=True)
+        )
+    if rule is None or options["train"] is None or inputs.validation is None or request.validation_errors is None:
+        return facts, None
+    held = Pool.open([campaign.artifacts.path(inputs.validation)])
+    reference = screen(held, features, **options)
+    errors = Predictions.read(campaign.artifacts.path(request.validation_errors)).errors()
+    # what the store found not finite has no variance, and no say
+    judged = reference.catalogue.indices
+    atoms = rule.quantity == "energy_rmse_meV_atom"
+    calibration = calibrate(
+        rule,
+        structure_errors(rule, errors)[judged],
+        _mean_variance(reference, np.arange(len(reference.catalogue)), per_atom=atoms),
+        _mean_variance(screening, left, per_atom=atoms),
+    )
+    if calibration is not None:
+        facts["calibration"] = calibration._asdict()
+    stop = variance_low(rule, calibration)
+    return facts, None if stop is None else stop._asdict()
+
+
+def _mean_variance(screening: Screening, places: np.ndarray, *, per_atom: bool) -> np.ndarray:
+    """Variance of a force component, or of the energy an atom: of one row of summed features, over the square of N."""
+    atoms = screening.catalogue.atoms[places]
+    if not per_atom:
+        components = (
+            nominal_rows(screening.features, atoms) if hasattr(screening.features, "nominal_rows") else 3 * atoms
+        )
+        return screening.variance[places] / components
+    return screening.variance[places] / atoms.astype(float) ** 2
+
+
+def _feature_maps(campaign: Campaign, model: str) -> tuple[FeatureMap, FeatureMap]:
+    """The map of the pool and that of the training set, on the model of the round."""
+    config = campaign.config
+    potential = load_potential(
+        campaign.artifacts.path(model),
+        device=config.model.device,
+        dtype=config.model.dtype,
+        head=_head(campaign, model),
+    )
+    chosen = config.features
+    options = FeatureOptions(
+        dim=chosen.dim,
+        parameters=chosen.parameters,
+        normalise=chosen.normalise,
+        seed=config.seed,
+        probes=chosen.probes,
+        energy_weight=chosen.energy_weight,
+        force_weight=chosen.force_weight,
+    )
+    features = make_features(chosen.name, potential, options)
+    if not hasattr(features, "probes"):
+        return features, features
+    return features, make_features(chosen.name, potential, options._replace(probes=chosen.train_probes))
+
+
+def _head(campaign: Campaign, model: str) -> str | None:
+    """The head of the pretrained model; a fine-tuned one has a single head."""
+    start = campaign.state.fact("start_model")
+    return campaign.config.model.head if model == start else None
+
+
+def _scratch_for(campaign: Campaign, request: Request) -> Path:
+    """The folder of this model's feature rows; those of other models are removed, nobody asks for them again."""
+    settings = campaign.config.features.model_dump(mode="json")
+    name = digest({"arm": request.arm, "round": request.round, "model": request.model, "features": settings})[:16]
+    parent = campaign.scratch / "features"
+    parent.mkdir(parents=True, exist_ok=True)
+    for other in parent.iterdir():
+        if other.name != name:
+            shutil.rmtree(other, ignore_errors=True)
+    return parent / name
+
+
+def _entry(rank: int, place: int, key: str, pool: Pool) -> dict[str, Any]:
+    source = pool.source(place)
+    return {
+        "rank": rank,
+        "place": place,
+        "hash": key,
+        "source": source.path,
+        "source_index": source.index,
+        "score": None,
+        "variance": None,
+        "nearest": None,
+        "distance": None,
+    }
+
+
+def _origin(campaign: Campaign, known: Sequence[str], nearest: Source | None) -> dict[str, Any] | None:
+    """Where the training structure ``nearest``, found in an artifact, came from; ``round`` 0 is before the campaign."""
+    if nearest is None:
+        return None
+    names = {str(campaign.artifacts.path(name)): name for name in known}
+    info = campaign.read([names[nearest.path]])[nearest.index].info
+    return {"source": info["source"], "index": int(info["source_index"]), "round": int(info.get("round", 0))}
+
+
+def _kept(campaign: Campaign, request: Request, pool: Pool, picks: list[dict[str, Any]]) -> dict[str, Any]:
+    structures = []
+    for entry in picks:
+        original = pool[entry["place"]]
+        entry["formula"], entry["atoms"] = original.get_chemical_formula(), len(original)
+        facts = {key: entry[key] for key in ("hash", "source", "source_index", "rank")}
+        structures.append(bare(original, **facts, round=request.round, kind=str(original.info.get("kind", ""))))
+    for entry in picks:
+        if entry["distance"] is not None and not math.isfinite(entry["distance"]):
+            entry["distance"] = None
+    return {"picks": picks, "structures": campaign.keep(structures)}

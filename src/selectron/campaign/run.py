@@ -1,0 +1,133 @@
+"""Beginning a campaign in a folder, and going on with one."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from concurrent.futures import Executor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from selectron import __version__
+from selectron.campaign.context import Campaign, Reporter, Trainer, Unwatched, Watcher
+from selectron.campaign.lock import campaign_lock
+from selectron.campaign.state import FILE, FORMAT, CampaignState
+from selectron.config.campaign import CampaignConfig
+from selectron.errors import SelectronError
+from selectron.execution import make_executor
+from selectron.oracles.base import versions_of
+
+MAY_CHANGE = frozenset({"name", "budget", "stop", "baseline", "execution"})
+"""Sections that may differ when a campaign is begun again in its folder: what is done stays valid under all of them."""
+
+
+def begin(config: CampaignConfig, text: str, folder: Path) -> None:
+    """Makes ``folder`` the home of a campaign; where it is one already, takes over what may change.
+
+    Raises SelectronError where the folder holds something else, or a campaign with another configuration.
+    """
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / FILE).exists() and not _only_lock(folder):
+        raise SelectronError(f"The folder {folder} holds something else; name a new one with -o.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SelectronError(f"Cannot make the folder {folder}: {error.strerror}.") from None
+    with campaign_lock(folder):
+        state = CampaignState(folder)
+        try:
+            new = config.model_dump(mode="json")
+            old = state.fact("config")
+            if old is not None:
+                different = sorted(key for key in new.keys() | old.keys() if new.get(key) != old.get(key))
+                fixed = [key for key in different if key not in MAY_CHANGE]
+                if fixed:
+                    raise SelectronError(
+                        f"The campaign in {folder} was begun with another '{fixed[0]}': give a new folder with -o, or go on "
+                        f"with: selectron resume {folder}"
+                    )
+            facts: dict[str, Any] = {"config": new, "text": text, "format": FORMAT}
+            if old is None:
+                facts |= {"created": time.time(), "versions": versions(), "machine": machine()}
+            state.set_facts(facts)
+        finally:
+            state.close()
+
+
+def run_campaign(folder: Path, *, watcher: Watcher | None = None, fine_tune: Trainer | None = None) -> None:
+    """Runs the campaign in ``folder`` to its end; what is done already is not done again.
+
+    Args:
+        folder: of :func:`begin`.
+        watcher: who is told.
+        fine_tune: another trainer than :func:`selectron.training.fine_tune.fine_tune`, with its signature.
+
+    Raises:
+        SelectronError: there is no campaign, another process runs it, the disk is full, an input cannot be used. Whatever
+            was finished is kept, and the same call goes on from there.
+    """
+    if not (folder / FILE).is_file():
+        raise SelectronError(f"There is no campaign in {folder}: it has no {FILE}.")
+    from selectron.training.fine_tune import fine_tune as mace_torch
+
+    with ExitStack() as stack:
+        stack.enter_context(campaign_lock(folder))
+        state = CampaignState(folder)
+        stack.callback(state.close)
+        given = state.fact("config")
+        if given is None:
+            raise SelectronError(
+                f"The campaign in {folder} was never begun: run selectron run campaign.yaml -o {folder}"
+            )
+        state.artifacts.sweep()
+        workers = _Workers(stack)
+        config = CampaignConfig.model_validate(given)
+        campaign = Campaign(
+            config=config,
+            folder=folder,
+            state=state,
+            reporter=Reporter(state, watcher or Unwatched()),
+            executor=lambda: workers.get(config),
+            fine_tune=fine_tune or mace_torch,
+        )
+        from selectron.campaign.loop import play
+
+        state.rewind()
+        try:
+            play(campaign)
+        except OSError as error:
+            from selectron.structures.atomic import cannot_write
+
+            raise cannot_write(folder, error) from error
+
+
+class _Workers:
+    """The executor, started when the first label is wanted."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        self._stack, self._executor = stack, None  # type: ExitStack, Executor | None
+
+    def get(self, config: CampaignConfig) -> Executor:
+        if self._executor is None:
+            self._executor = self._stack.enter_context(make_executor(config.execution))
+        return self._executor
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a campaign's numbers depend on."""
+    found = versions_of(["torch", "mace-torch", "e3nn", "numpy", "scipy", "ase", "tblite", "pyscf"])
+    return {"python": platform.python_version(), **found, "selectron": __version__}
+
+
+def machine() -> dict[str, Any]:
+    """Where a campaign was begun."""
+    return {
+        "system": f"{platform.system()} {platform.release()}",
+        "processor": platform.machine(),
+        "cores": os.cpu_count(),
+    }
+
+
+def _only_lock(folder: Path) -> bool:
+    return {path.name for path in folder.iterdir()} <= {"lock"}
