@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,7 +26,7 @@ from selectron.training.evaluate import Errors, errors
 from selectron.training.labels import Labelled, check_elements, labelled, split, write_for_mace
 from selectron.training.options import TrainOptions, resolved
 from selectron.training.progress import Epoch, EpochReader
-from selectron.training.references import ReferenceShift, compositions, shift_of_level
+from selectron.training.references import ReferenceShift, compositions, reference_energies, shift_of_level
 
 OUTPUT = "fine_tuned.model"
 RUNNER = Path(__file__).with_name("mace_runner.py")
@@ -95,6 +96,10 @@ def fine_tune(
     name = str(model) if str(model) == "embedded" else base_path.stem
     dtype = _dtype(base, options)
     potential = MacePotential(base, name=name, dtype=torch.float64, device=options.device, head=options.head)
+    if potential.atomic_numbers != sorted(potential.atomic_numbers):
+        raise SelectronError(
+            f"{name} does not have its elements in the order of the periodic table, which training needs."
+        )
     training = labelled(train, what="training")
     validation = labelled(valid or [], what="validation")
     check_elements([*training, *validation], potential.atomic_numbers, model=name)
@@ -116,7 +121,6 @@ def fine_tune(
     run = folder / "run"
     shutil.rmtree(run, ignore_errors=True)
     run.mkdir(parents=True)
-    (folder / OUTPUT).unlink(missing_ok=True)
     _write_start(base_path, run / "start.model", shift, potential.heads.index(potential.head))
     moved = _shifts(shift, old) if shift is not None and shift.applied and options.replay_level == "model" else None
     write_for_mace(run / "valid.xyz", validation)
@@ -125,7 +129,8 @@ def fine_tune(
         [*training, *old],
         np.concatenate([np.zeros(len(training)), moved if moved is not None else np.zeros(len(old))]),
     )
-    settings = _settings(options, dtype, potential, len(training) + len(old))
+    references_eV = reference_energies(potential) + (shift.shift_eV if shift is not None and shift.applied else 0.0)
+    settings = _settings(options, dtype, potential, references_eV, len(training) + len(old))
     (run / "settings.json").write_text(json.dumps(settings, indent=1))
     history = _run(options, run, on_progress)
 
@@ -188,11 +193,13 @@ def _write_start(source: Path, target: Path, shift: ReferenceShift | None, head:
     torch.save(model, target)
 
 
-def _settings(options: TrainOptions, dtype: torch.dtype, potential: MacePotential, n_train: int) -> dict[str, Any]:
+def _settings(
+    options: TrainOptions, dtype: torch.dtype, potential: MacePotential, references_eV: np.ndarray, n_train: int
+) -> dict[str, Any]:
     """What the runner reads; mace-torch drops the last batch where it is not full, so the batch size is made to fit."""
     steps = math.ceil(n_train / options.batch_size)
     batch_size = n_train // steps
-    zeros = dict.fromkeys(potential.atomic_numbers, 0.0)  # the runner keeps those of the model
+    references = dict(zip(potential.atomic_numbers, references_eV.tolist(), strict=True))
     arguments = [
         "--name=model",
         "--work_dir=.",
@@ -200,7 +207,7 @@ def _settings(options: TrainOptions, dtype: torch.dtype, potential: MacePotentia
         f"--foundation_head={potential.head}",
         "--foundation_model_elements=True",
         "--multiheads_finetuning=False",
-        f"--E0s={zeros}",
+        f"--E0s={references}",
         "--train_file=train.xyz",
         "--valid_file=valid.xyz",
         f"--batch_size={batch_size}",
@@ -245,6 +252,8 @@ def _run(options: TrainOptions, run: Path, on_progress: Callable[[Epoch], None] 
     """Starts the trainer, passes on its epochs, and returns them when it has ended well."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads), "MKL_NUM_THREADS": str(options.threads)}
     environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if options.interpreter != sys.executable:  # what they say is about this interpreter, not about that one
+        environment = {key: value for key, value in environment.items() if key not in ("PYTHONPATH", "PYTHONHOME")}
     if ":" in options.device:
         environment["CUDA_VISIBLE_DEVICES"] = options.device.partition(":")[2]
     history: list[Epoch] = []

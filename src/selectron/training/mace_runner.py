@@ -46,6 +46,8 @@ def _end_with_parent() -> None:
 def main(path: str) -> None:
     """Trains as the settings file ``path`` says, in the working folder."""
     _end_with_parent()
+    here = os.path.dirname(os.path.abspath(__file__))  # whose modules must not shadow packages of the same names
+    sys.path[:] = [place for place in sys.path if os.path.abspath(place or ".") != here]
     warnings.filterwarnings("ignore")
     with open(path, encoding="utf-8") as stream:
         settings = json.load(stream)
@@ -55,6 +57,7 @@ def main(path: str) -> None:
     building: Any = import_module("mace.tools.model_script_utils")
 
     torch.set_num_threads(settings["threads"])
+    torch.use_deterministic_algorithms(True, warn_only=True)  # scatter sums in one order, however many threads
 
     class Logger(trainer.tools.MetricsLogger):
         """mace-torch's results file; also where a training is ended early."""

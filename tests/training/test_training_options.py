@@ -1,0 +1,35 @@
+"""Options: presets fill only what is not given, and nonsense is refused."""
+
+import pytest
+from pydantic import ValidationError
+
+from selectron.training.options import TrainOptions
+
+
+def test_the_papers_preset_has_the_papers_schedule_and_gives_way_to_what_is_said():
+    paper = TrainOptions(preset="paper-lora")
+    assert (paper.method, paper.rank, paper.epochs, paper.stage_two_start) == ("lora", 4, 100, 50)
+    assert (paper.forces_weight, paper.energy_weight, paper.learning_rate) == (1000.0, 40.0, 0.01)
+    assert paper.final_weights == (1000.0, 10.0)
+    assert paper.stage_two_learning_rate == 0.001
+    shorter = TrainOptions(preset="paper-lora", epochs=20, stage_two_start=10)
+    assert (shorter.epochs, shorter.stage_two_start, shorter.learning_rate) == (20, 10, 0.01)
+    assert TrainOptions(**paper.model_dump()) == paper
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"epoch": 3},
+        {"epochs": 10, "stage_two_start": 10},
+        {"preset": "paper-lora", "epochs": 50},
+        {"references": "atoms"},
+        {"references": "atoms", "atom_energies_eV": {"Xx": 1.0}},
+        {"energy_weight": 0, "forces_weight": 0},
+        {"learning_rate": -1},
+        {"method": "dora"},
+    ],
+)
+def test_options_that_make_no_sense_are_refused(wrong):
+    with pytest.raises(ValidationError):
+        TrainOptions(**wrong)
