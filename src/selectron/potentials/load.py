@@ -17,6 +17,8 @@ from selectron.potentials.ase_potential import ase_potential_from
 from selectron.potentials.base import Potential
 from selectron.potentials.mace import MacePotential
 from selectron.potentials.mace_files import load_mace
+from selectron.potentials.mlp import MLPPotential
+from selectron.potentials.surfaces import surface_from
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
@@ -60,6 +62,8 @@ def load_potential(
     * ``embedded``: the small model that comes with selectron;
     * a name of :data:`FOUNDATION_MODELS`, which mace-torch downloads once into its own cache;
     * ``ase:package.module:Class?argument=value&…``: an ASE calculator (energies and forces only);
+    * ``surface:name?argument=value&…``: an analytic surface of :data:`~selectron.potentials.SURFACES`, always float64;
+    * a path that ends in ``.mlp``: a planar MLP that :meth:`MLPPotential.save` wrote, always float64; it runs no code;
     * anything else is the path of a mace-torch ``.model`` file. It is a pickle and can run code: open only what you trust.
 
     Raises SelectronError with one sentence where that does not work.
@@ -69,7 +73,12 @@ def load_potential(
     text = str(spec)
     if text.startswith("ase:"):
         import_path, _, query = text[4:].partition("?")
-        return ase_potential_from(import_path, {key: _literal(value) for key, value in parse_qsl(query)})
+        return ase_potential_from(import_path, _arguments(query))
+    if text.startswith("surface:"):
+        name, _, query = text[8:].partition("?")
+        return surface_from(name, _arguments(query), device=device)
+    if text.endswith(".mlp"):
+        return MLPPotential.load(text, device=device)
     return MacePotential(
         load_mace(model_file(text)),
         name=text if text in FOUNDATION_MODELS or text == "embedded" else Path(text).stem,
@@ -136,6 +145,10 @@ def _foundation_file(name: str) -> Path:
             f"{path} is not {name}: its SHA-256 differs from the published weights; delete it and try again."
         )
     return path
+
+
+def _arguments(query: str) -> dict[str, object]:
+    return {key: _literal(value) for key, value in parse_qsl(query)}
 
 
 def _literal(value: str) -> object:
