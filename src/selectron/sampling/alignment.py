@@ -32,7 +32,8 @@ def unaligned(moving: Tensor, standing: Tensor) -> Aligned:
 def kabsch(weights: Tensor) -> Alignment:
     """Rotation and translation of least weighted squared distance (Kabsch 1976, doi:10.1107/S0567739476001873).
 
-    ``weights`` (n,): masses, or ones. Reflections are not allowed.
+    ``weights`` (n,): masses, or ones. Reflections are not allowed. With ones a kernel of aligned coordinates has the
+    gradient that :func:`~selectron.sampling.stein.stein_sum` takes, as its distance is then the least there is.
     """
     share = (weights / weights.sum())[:, None]
 
@@ -41,7 +42,9 @@ def kabsch(weights: Tensor) -> Alignment:
         target = moving[:, None] - centre
         own = standing - (share * standing).sum(2, keepdim=True)
         covariance = torch.einsum("emnx,eny,n->emxy", own, target[:, 0], share[:, 0])
-        left, _, right = torch.linalg.svd(covariance)
+        # positions that are not finite must reach those who look at the geometry, and not stop the decomposition
+        finite = torch.isfinite(covariance).all(-1, keepdim=True).all(-2, keepdim=True)
+        left, _, right = torch.linalg.svd(torch.where(finite, covariance, torch.zeros_like(covariance)))
         handed = torch.sign(torch.linalg.det(left) * torch.linalg.det(right))
         turn = torch.ones_like(covariance[..., 0])
         turn[..., 2] = handed

@@ -30,18 +30,24 @@ def first_state(force_field: ForceField, momenta: Tensor | None = None) -> State
     )
 
 
-def geometry_of(system: System, limits: Geometry, field: Field, first_energies: Tensor) -> Tensor:
-    """(P,) what is wrong with each structure; see :func:`~selectron.sampling.geometry.broken`."""
-    largest = field.energies.new_zeros(system.n_structures)
-    magnitude = (field.forces + field.bias_forces).abs().amax(1)
-    largest = largest.scatter_reduce(0, system.template.system_idx, magnitude, "amax")
+def geometry_of(system: System, limits: Geometry, field: Field, first_energies: Tensor, moved: Tensor) -> Tensor:
+    """(P,) what is wrong with each structure after a step that ``moved`` (N, 3) its atoms.
+
+    See :func:`~selectron.sampling.geometry.broken`.
+    """
+
+    def greatest(values: Tensor) -> Tensor:
+        zero = field.energies.new_zeros(system.n_structures)
+        return zero.scatter_reduce(0, system.template.system_idx, values, "amax")
+
     return broken(
         limits,
         energies=field.energies,
         first_energies=first_energies,
         counts=system.template.counts,
-        largest=largest,
+        largest=greatest((field.forces + field.bias_forces).abs().amax(1)),
         shortest=field.shortest,
+        moved=greatest(moved.norm(dim=1)),
     )
 
 
@@ -61,7 +67,7 @@ def looked_at(
     """
     moving = before.ended < 0
     field = after.field
-    wrong = geometry_of(system, watch.geometry, field, before.first_energies)
+    wrong = geometry_of(system, watch.geometry, field, before.first_energies, after.positions - before.positions)
     wrong = torch.where(moving, wrong, torch.full_like(wrong, -1))
     ended = torch.where(moving, wrong, before.ended)
     age = before.age + 1

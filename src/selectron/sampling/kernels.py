@@ -79,10 +79,10 @@ def median_bandwidth(factor: float = 1.0) -> Bandwidth:
 
 
 class Schedule(NamedTuple):
-    """What multiplies amplitude and bandwidth in outer iteration i: 1 before ``hold``, then linearly to ``final`` at ``end``.
+    """What multiplies amplitude or bandwidth in outer iteration i = 1, 2, …
 
-    In the decay the bandwidth starts from its value at the end of ``hold`` and follows no rule any more. The SKMD paper's
-    MACE run (appendix E.2): ``Schedule(hold=250, end=300, final=0.5)``.
+    It is 1 up to i = ``hold`` and goes linearly to ``final`` at ``end``. In the decay the bandwidth starts from its value at the end of ``hold`` and follows no rule any more. The SKMD paper's
+    MACE run (appendix E.2: iterations 1 to 250, then to half by iteration 300): ``Schedule(hold=250, end=300, final=0.5)``.
     """
 
     hold: int
@@ -90,8 +90,8 @@ class Schedule(NamedTuple):
     final: float
 
     def factor(self, iteration: Tensor) -> Tensor:
-        """(E,) for ``iteration`` (E,)."""
-        done = ((iteration - self.hold).double() / max(self.end - self.hold, 1)).clamp(0.0, 1.0)
+        """(E,) in the iteration that follows ``iteration`` (E,) complete ones: i = ``iteration`` + 1."""
+        done = ((iteration + 1 - self.hold).double() / max(self.end - self.hold, 1)).clamp(0.0, 1.0)
         return 1.0 + (self.final - 1.0) * done
 
 

@@ -38,9 +38,10 @@ def langevin(
     | τ      | ``damping_time_fs``, fs; infinite: no thermostat   |
     | ξ      | standard normal, from ``seed`` and the step        |
 
-    Momenta start from the Maxwell–Boltzmann distribution. With ``fix_centre_of_mass`` they, and the noise, are projected
-    onto zero total momentum of each structure that nothing holds; such a structure has three degrees of freedom less, and
-    its temperature is right for that. Angular momentum is left alone. One model call a step.
+    Momenta start from the Maxwell–Boltzmann distribution. With ``fix_centre_of_mass`` they, the noise and the forces (whose
+    sum is not quite zero in float32, and not at all for a bias on coordinates) are projected onto zero total momentum of
+    each structure that nothing holds; such a structure has three degrees of freedom less, and its temperature is right for
+    that. Angular momentum is left alone. One model call a step.
     """
     system = force_field.system
     dt = timestep_fs * FS
@@ -60,14 +61,14 @@ def langevin(
 
     def step(state: State) -> tuple[State, Info]:
         moving = system.of_atoms(state.ended < 0)[:, None].double() * system.free
-        momenta = state.momenta + 0.5 * dt * (state.field.forces + state.field.bias_forces) * moving
+        momenta = state.momenta + 0.5 * dt * projected(state.field.forces + state.field.bias_forces) * moving
         positions = state.positions + 0.5 * dt * momenta / system.masses
         if persistence < 1.0:
             drawn = noise.normal(seed, state.step, tuple(momenta.shape), system.device)
             momenta = persistence * momenta + math.sqrt(1.0 - persistence**2) * projected(thermal * drawn) * moving
         positions = positions + 0.5 * dt * momenta / system.masses
         field, memory = force_field(positions, state.memory, state.step + 1)
-        momenta = momenta + 0.5 * dt * (field.forces + field.bias_forces) * moving
+        momenta = momenta + 0.5 * dt * projected(field.forces + field.bias_forces) * moving
         after = state._replace(step=state.step + 1, positions=positions, momenta=momenta, field=field, memory=memory)
         return looked_at(
             system,

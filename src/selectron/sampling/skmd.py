@@ -251,7 +251,8 @@ def skmd(
         field = field._replace(bias_forces=bias(positions, found.descriptors, state))
         age = state.age + 1
         bias_norm = norms(moving, field.bias_forces)
-        wrong = geometry_of(moving, watch.geometry, field, state.first_energies[of_all, state.active])
+        moved = positions - state.positions
+        wrong = geometry_of(moving, watch.geometry, field, state.first_energies[of_all, state.active], moved)
         reading = Reading(age, field.energies, bias_norm, field.uncertainty)
         stopped = first_that_holds(watch.stopping, reading)
         running = state.ended < 0

@@ -108,15 +108,19 @@ def stein_sum(
 
 
 def pair_distances(standing: Standing, alignment: Alignment, identity: bool) -> Tensor:
-    """(E, M, M) squared distances of the particles' descriptors."""
+    """(E, M, M) squared distances of the particles' descriptors; exactly zero where these are the same."""
     if not identity:
-        return torch.cdist(standing.descriptors, standing.descriptors).square()
+        return _distances(standing.descriptors).square()
     count = standing.positions.shape[1]
     if alignment is unaligned:
-        flat = standing.positions.flatten(2)
-        return torch.cdist(flat, flat).square()
+        return _distances(standing.positions.flatten(2)).square()
     rows = [
         (standing.positions[:, i, None] - alignment(standing.positions[:, i], standing.positions).positions)
         for i in range(count)
     ]
     return torch.stack([row.square().sum((-1, -2)) for row in rows], dim=1)
+
+
+def _distances(points: Tensor) -> Tensor:
+    # products of matrices, which is what cdist takes for many points, leave 1e-8 between equal ones
+    return torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist")

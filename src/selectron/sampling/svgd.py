@@ -11,6 +11,8 @@ from torch import Tensor
 from selectron.potentials.base import Evaluation
 from selectron.sampling.brownian import Scales, brownian
 from selectron.sampling.descriptors import traced
+from selectron.sampling.ending import geometry_of
+from selectron.sampling.geometry import Geometry
 from selectron.sampling.skmd import Stepping, check_ensembles
 from selectron.sampling.state import Field, Memory, Sampler, Watch
 from selectron.sampling.stein import Standing, SteinKernel, differences, pair_distances
@@ -29,11 +31,20 @@ class SteinField:
 
     ``system`` holds the ensembles one after the other. The bandwidth follows its rule at every step while the bandwidth
     schedule holds; schedules count steps here. One model call a step, and for descriptors of the model min(M, D) more
-    backward passes of the whole batch.
+    backward passes of the whole batch. A particle whose geometry breaks the ``limits`` does not act on the others.
     """
 
-    def __init__(self, system: System, *, particles: int, stein: SteinKernel, kT_eV: float) -> None:
+    def __init__(
+        self,
+        system: System,
+        *,
+        particles: int,
+        stein: SteinKernel,
+        kT_eV: float,
+        limits: Geometry = Geometry(),  # noqa: B008
+    ) -> None:
         self.system, self.particles, self.stein, self.kT_eV = system, particles, stein, kT_eV
+        self.limits = limits
         self.ensembles = system.n_structures // particles
         self.atoms = len(system.structures[0])
 
@@ -56,43 +67,53 @@ class SteinField:
             energies, forces = energies.detach(), -gradient
         forces = forces.double() * system.free
         here = values.detach().double()
+        field = plain_field(Evaluation(energies.double(), forces), here, shortest_distances(system, batch))
+        acting = self._unbroken(field, positions)
+        atoms = system.of_atoms(acting)[:, None]
         shape = (self.ensembles, self.particles)
         standing = Standing(
-            positions=positions.reshape(*shape, self.atoms, 3),
+            positions=torch.where(atoms, positions, torch.zeros_like(positions)).reshape(*shape, self.atoms, 3),
             energies=energies.reshape(shape),
-            forces=forces.reshape(*shape, self.atoms, 3),
-            descriptors=here.reshape(*shape, -1),
+            forces=torch.where(atoms, forces, torch.zeros_like(forces)).reshape(*shape, self.atoms, 3),
+            descriptors=torch.where(acting[:, None], here, torch.zeros_like(here)).reshape(*shape, -1),
             jacobians=positions.new_zeros(*shape, 0, 3 * self.atoms),
             shortest=energies.new_zeros(shape),
         )
-        held = self._bandwidth(standing, memory.bias, step)
+        acting = acting.reshape(shape)
+        held = self._bandwidth(standing, acting, memory.bias, step)
         count = torch.full((1,), step, device=system.device)
         scale = held.bandwidth * stein.bandwidth_schedule.factor(count)
         height = torch.full_like(scale, stein.amplitude) * stein.amplitude_schedule.factor(count)
-        total = self._sums(standing, leaf, values, scale[:, None], height[:, None])
-        field = plain_field(Evaluation(energies.double(), forces), here, shortest_distances(system, batch))
+        total = self._sums(standing, acting, _Pulled(leaf, values, standing, descriptor.identity), scale, height)
         bias = total.reshape(-1, 3) * system.free / self.particles
         return field._replace(bias_forces=bias), Memory((graph,), held)
 
-    def _bandwidth(self, standing: Standing, held: HeldBandwidth, step: int) -> HeldBandwidth:
+    def _unbroken(self, field: Field, positions: Tensor) -> Tensor:
+        """(P,) bool: which particles are within the limits, as far as these do not look at the start."""
+        unlimited = torch.full_like(field.energies, float("inf"))
+        return geometry_of(self.system, self.limits, field, unlimited, torch.zeros_like(positions)) < 0
+
+    def _bandwidth(self, standing: Standing, acting: Tensor, held: HeldBandwidth, step: int) -> HeldBandwidth:
         if step and step >= self.stein.bandwidth_schedule.hold:
             return held
         assert self.system.descriptor is not None
         squared = pair_distances(standing, self.stein.alignment, self.system.descriptor.identity)
-        return HeldBandwidth(self.stein.bandwidth(squared))
+        complete = acting.all(1)
+        fresh = self.stein.bandwidth(torch.where(complete[:, None, None], squared, torch.ones_like(squared)))
+        return HeldBandwidth(torch.where(complete, fresh, held.bandwidth))
 
-    def _sums(self, standing: Standing, leaf: Tensor, values: Tensor, scale: Tensor, height: Tensor) -> Tensor:
-        """Σ_{j≠i} [ k F_j + kT ∇_{r_j} k ] for every i: (E, M, n, 3)."""
+    def _sums(self, standing: Standing, acting: Tensor, pull: _Pulled, bandwidth: Tensor, amplitude: Tensor) -> Tensor:
+        """Σ_j [ k F_j + kT ∇_{r_j} k ] over the particles j ≠ i that are ``acting`` (E, M), for every i: (E, M, n, 3)."""
         assert self.system.descriptor is not None
         identity = self.system.descriptor.identity
-        pull = _Pulled(leaf, values, standing, identity)
+        scale, height = bandwidth[:, None], amplitude[:, None]
         rows = []
         for i in range(self.particles):
             apart, rotations = differences(
                 standing.positions[:, i], standing.descriptors[:, i], standing, self.stein.alignment, identity
             )
             squared = apart.square().sum(-1)
-            present = torch.ones_like(squared)
+            present = acting.double()
             present[:, i] = 0.0
             attraction = self.stein.kernel.value(squared, scale, height) * present
             repulsion = -2.0 * self.kT_eV * self.stein.kernel.slope(squared, scale, height) * present
@@ -103,6 +124,8 @@ class SteinField:
                 rows.append((vectors + pushed).sum(1))
                 continue
             vectors = vectors + pull(repulsion[..., None] * apart)
+            # nothing times what is not finite is not nothing
+            vectors = torch.where(present[..., None, None] > 0, vectors, torch.zeros_like(vectors))
             turned = vectors if rotations is None else torch.einsum("emxy,emny->emnx", rotations, vectors)
             rows.append(turned.sum(1))
         return torch.stack(rows, dim=1)
@@ -151,7 +174,7 @@ def synchronous_skmd(
     pace = 1.0 if stepping.form == "sum" else 1.0 / particles
     own = stepping.gradient_scale * pace
     sampler = brownian(
-        SteinField(system, particles=particles, stein=stein, kT_eV=stepping.kT_eV),
+        SteinField(system, particles=particles, stein=stein, kT_eV=stepping.kT_eV, limits=watch.geometry),
         kT_eV=stepping.kT_eV,
         step_size=stepping.step_size,
         seed=seed,
