@@ -126,7 +126,7 @@ def needs_descriptor(potential: Potential, options: SampleOptions) -> GlobalDesc
 
 def geometry_of_options(limits: GeometryOptions, planar: bool) -> Geometry:
     """With the defaults for atoms, or none for points on a surface."""
-    default = Geometry(0.0, math.inf, math.inf) if planar else Geometry()
+    default = Geometry(0.0, math.inf, math.inf, math.inf) if planar else Geometry()
     given = {name: value for name, value in limits.model_dump().items() if value is not None}
     return default._replace(**given)
 

@@ -81,8 +81,9 @@ def median_bandwidth(factor: float = 1.0) -> Bandwidth:
 class Schedule(NamedTuple):
     """What multiplies amplitude or bandwidth in outer iteration i = 1, 2, …
 
-    It is 1 up to i = ``hold`` and goes linearly to ``final`` at ``end``. In the decay the bandwidth starts from its value at the end of ``hold`` and follows no rule any more. The SKMD paper's
-    MACE run (appendix E.2: iterations 1 to 250, then to half by iteration 300): ``Schedule(hold=250, end=300, final=0.5)``.
+    It is 1 up to i = ``hold`` and goes linearly to ``final`` at ``end``. In the decay the bandwidth starts from its value
+    at the end of ``hold`` and follows no rule any more. The SKMD paper's MACE run (appendix E.2: iterations 1 to 250 held,
+    then to half by iteration 300): ``Schedule(hold=250, end=300, final=0.5)``.
     """
 
     hold: int
