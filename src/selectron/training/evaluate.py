@@ -90,6 +90,8 @@ def errors(
         structures: with energies (eV) and forces (eV/Å).
         device, dtype, head: for a model that is loaded here.
 
+    Of a planar potential only the forces in its plane count.
+
     Raises:
         SelectronError: no structures, a missing label, an element that the model does not know.
     """
@@ -99,6 +101,7 @@ def errors(
     potential = (
         model if not isinstance(model, str | Path) else load_potential(model, device=device, dtype=dtype, head=head)
     )
+    dimensions = getattr(potential, "dimensions", 3)
     energy = np.empty(len(labels))
     rmse, mae = np.empty(len(labels)), np.empty(len(labels))
     counts = np.array([len(one.atoms) for one in labels])
@@ -110,7 +113,7 @@ def errors(
         energy[batch] = evaluation.energies.double().cpu().numpy()
         stops = np.cumsum(counts[batch])
         for i, rows in zip(batch, np.split(predicted, stops[:-1]), strict=True):
-            difference = rows - labels[i].forces
+            difference = (rows - labels[i].forces)[:, :dimensions]
             rmse[i], mae[i] = np.sqrt((difference**2).mean()), np.abs(difference).mean()
     energy -= np.array([one.energy_eV for one in labels])
     return summarise(energy, rmse, mae, counts)

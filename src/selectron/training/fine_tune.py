@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,46 +21,15 @@ from selectron.potentials.mace_files import load_mace
 from selectron.structures.atomic import atomic_output
 from selectron.training.evaluate import Errors, errors
 from selectron.training.labels import Labelled, check_elements, labelled, split, write_for_mace
+from selectron.training.mace_process import kept, run_trainer, settings_of, trained_model
 from selectron.training.options import TrainOptions, resolved
-from selectron.training.progress import Epoch, EpochReader
+from selectron.training.outcome import FineTuned, TrainingFailed
+from selectron.training.progress import Epoch
 from selectron.training.references import ReferenceShift, compositions, reference_energies, shift_of_level
 
+__all__ = ["OUTPUT", "FineTuned", "TrainingFailed", "fine_tune"]
+
 OUTPUT = "fine_tuned.model"
-RUNNER = Path(__file__).with_name("mace_runner.py")
-POLL_S = 0.2
-LOG_LINES = 15
-
-
-class TrainingFailed(SelectronError):
-    """The training came to nothing: it crashed, diverged or ran out of time. The model that it began with is untouched."""
-
-
-class FineTuned(NamedTuple):
-    """A training that came to an end, and what it was good for.
-
-    ``before`` is the model with its new references, ``untouched`` the model as it was given; all errors are of the
-    validation set. ``core_s`` is CPU time of the training process, ``seconds`` wall time of everything.
-    """
-
-    model_path: Path
-    history: list[Epoch]
-    best_epoch: int
-    seconds: float
-    core_s: float
-    references: ReferenceShift | None
-    untouched: Errors
-    before: Errors
-    after: Errors
-    n_train: int
-    n_valid: int
-    warnings: list[str]
-
-    @property
-    def improved(self) -> bool:
-        """Whether forces or energies of the validation set got better and neither got much worse (a tenth)."""
-        energy = self.after.energy_rmse_meV_atom / max(self.before.energy_rmse_meV_atom, 1e-12)
-        force = self.after.force_rmse / max(self.before.force_rmse, 1e-12)
-        return min(energy, force) < 1.0 and max(energy, force) < 1.1
 
 
 def fine_tune(
@@ -81,7 +47,7 @@ def fine_tune(
         model: a path, a known name or ``embedded``; the file is only read.
         train: structures with energies (eV) and forces (eV/Å).
         valid: the same for validation; None or empty: ``options.validation_fraction`` of ``train`` is set aside.
-        options: how.
+        options: how; ``kind: mlp`` goes to :func:`~selectron.training.mlp_train.train_mlp`.
         folder: where everything goes; made if absent. The new model appears as ``fine_tuned.model`` when all is done
             and checked, never before. Drafts of a training that was killed are removed.
         on_progress: called after every epoch, while the training runs.
@@ -90,6 +56,10 @@ def fine_tune(
         TrainingFailed: crash, a loss that is not finite, divergence, or out of time.
         SelectronError: labels missing, elements that the model lacks, nothing to train on.
     """
+    if options.kind == "mlp":
+        from selectron.training.mlp_train import train_mlp
+
+        return train_mlp(model, train, valid, options, folder, on_progress=on_progress)
     began = time.monotonic()
     base_path = model_file(str(model))
     base = load_mace(base_path)
@@ -130,11 +100,11 @@ def fine_tune(
         np.concatenate([np.zeros(len(training)), moved if moved is not None else np.zeros(len(old))]),
     )
     references_eV = reference_energies(potential) + (shift.shift_eV if shift is not None and shift.applied else 0.0)
-    settings = _settings(options, dtype, potential, references_eV, len(training) + len(old))
+    settings = settings_of(options, dtype, potential, references_eV, len(training) + len(old))
     (run / "settings.json").write_text(json.dumps(settings, indent=1))
-    history = _run(options, run, on_progress)
+    history = run_trainer(options, run, on_progress)
 
-    draft, best_epoch = _result(run, options)
+    draft, best_epoch = trained_model(run, options)
     after = errors(_checked(draft, potential, options), validation)
     _refuse_diverged(before, after, options, run)
     with atomic_output(folder / OUTPUT, "wb") as stream:
@@ -193,135 +163,6 @@ def _write_start(source: Path, target: Path, shift: ReferenceShift | None, head:
     torch.save(model, target)
 
 
-def _settings(
-    options: TrainOptions, dtype: torch.dtype, potential: MacePotential, references_eV: np.ndarray, n_train: int
-) -> dict[str, Any]:
-    """What the runner reads; mace-torch drops the last batch where it is not full, so the batch size is made to fit."""
-    steps = math.ceil(n_train / options.batch_size)
-    batch_size = n_train // steps
-    references = dict(zip(potential.atomic_numbers, references_eV.tolist(), strict=True))
-    arguments = [
-        "--name=model",
-        "--work_dir=.",
-        "--foundation_model=start.model",
-        f"--foundation_head={potential.head}",
-        "--foundation_model_elements=True",
-        "--multiheads_finetuning=False",
-        f"--E0s={references}",
-        "--train_file=train.xyz",
-        "--valid_file=valid.xyz",
-        f"--batch_size={batch_size}",
-        f"--valid_batch_size={options.valid_batch_size}",
-        f"--max_num_epochs={options.epochs}",
-        f"--lr={options.learning_rate}",
-        f"--energy_weight={options.energy_weight}",
-        f"--forces_weight={options.forces_weight}",
-        f"--weight_decay={options.weight_decay}",
-        f"--clip_grad={options.clip_grad}",
-        f"--seed={options.seed}",
-        f"--device={options.device.partition(':')[0]}",
-        f"--default_dtype={str(dtype).removeprefix('torch.')}",
-        "--patience=1000000000",
-        "--amsgrad",
-        "--save_cpu",
-        "--plot=False",
-        "--num_workers=0",
-    ]
-    if options.method == "lora":
-        arguments += ["--lora=True", f"--lora_rank={options.rank}", f"--lora_alpha={options.alpha}"]
-    if options.ema is not None:
-        arguments += ["--ema", f"--ema_decay={options.ema}"]
-    if options.stage_two_start is not None:
-        arguments += [
-            "--stage_two",
-            f"--start_stage_two={options.stage_two_start}",
-            f"--stage_two_lr={options.stage_two_learning_rate}",
-            f"--stage_two_energy_weight={options.stage_two_energy_weight}",
-            f"--stage_two_forces_weight={options.stage_two_forces_weight}",
-        ]
-    return {
-        "arguments": [*arguments, *options.extra],
-        "patience": options.patience,
-        "last_stage": options.stage_two_start or 0,
-        "threads": options.threads,
-        "rebuild": False,
-    }
-
-
-def _run(options: TrainOptions, run: Path, on_progress: Callable[[Epoch], None] | None) -> list[Epoch]:
-    """Starts the trainer, passes on its epochs, and returns them when it has ended well."""
-    environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads), "MKL_NUM_THREADS": str(options.threads)}
-    environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    if options.interpreter != sys.executable:  # what they say is about this interpreter, not about that one
-        environment = {key: value for key, value in environment.items() if key not in ("PYTHONPATH", "PYTHONHOME")}
-    if ":" in options.device:
-        environment["CUDA_VISIBLE_DEVICES"] = options.device.partition(":")[2]
-    history: list[Epoch] = []
-    deadline = math.inf if options.time_limit_s is None else time.monotonic() + options.time_limit_s
-    with open(run / "log.txt", "wb") as log:
-        try:
-            process = subprocess.Popen(
-                [options.interpreter, str(RUNNER), "settings.json"],
-                cwd=run,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
-                env=environment,
-            )
-        except OSError as error:
-            raise SelectronError(
-                f"The interpreter {options.interpreter} that should train cannot be started: {error.strerror}."
-            ) from None
-        try:
-            epochs = EpochReader(run, options.stage_two_start)
-            while True:
-                ended = process.poll() is not None
-                for epoch in epochs.new():
-                    history.append(epoch)
-                    if on_progress is not None:
-                        on_progress(epoch)
-                if ended:
-                    break
-                if time.monotonic() > deadline:
-                    raise TrainingFailed(
-                        f"The training took longer than {options.time_limit_s:g} s and was stopped after "
-                        f"{len(history)} of {options.epochs} epochs; {_kept(run)}"
-                    )
-                time.sleep(POLL_S)
-        finally:
-            if process.poll() is None:
-                process.kill()
-                process.wait()
-    if process.returncode == 3:
-        raise TrainingFailed(f"The training diverged: {_last_lines(run, 1)}; {_kept(run)}")
-    if process.returncode != 0 or not (run / "outcome.json").exists():
-        how = f"signal {-process.returncode}" if process.returncode < 0 else f"exit code {process.returncode}"
-        raise TrainingFailed(
-            f"The training ended with {how}; {_kept(run)} Its last lines:\n{_last_lines(run, LOG_LINES)}"
-        )
-    return history
-
-
-def _last_lines(run: Path, count: int) -> str:
-    lines = (run / "log.txt").read_text(errors="replace").splitlines()
-    return "\n".join([line for line in lines if line.strip()][-count:])
-
-
-def _kept(run: Path) -> str:
-    return f"the model that it began with is kept, {run / 'log.txt'} says more."
-
-
-def _result(run: Path, options: TrainOptions) -> tuple[Path, int]:
-    """The model file of the last stage and the epoch it is from."""
-    two = options.stage_two_start is not None
-    path = run / ("model_stagetwo.model" if two else "model.model")
-    if not path.exists():
-        raise TrainingFailed(f"mace-torch left no model; {_kept(run)}")
-    ends = "_swa.pt" if two else ".pt"
-    stages = [p for p in run.glob("checkpoints/*_epoch-*.pt") if p.name.endswith("_swa.pt") == two]
-    return path, max((int(p.name.removesuffix(ends).rpartition("_epoch-")[2]) for p in stages), default=-1)
-
-
 def _checked(draft: Path, before: MacePotential, options: TrainOptions) -> MacePotential:
     """The new model as a potential, after a look at what must not have changed."""
     after = MacePotential(load_mace(draft), name="fine-tuned", dtype=torch.float64, device=options.device)
@@ -338,11 +179,11 @@ def _checked(draft: Path, before: MacePotential, options: TrainOptions) -> MaceP
 def _refuse_diverged(before: Errors, after: Errors, options: TrainOptions, run: Path) -> None:
     """Raises TrainingFailed where the new model is not finite, or its loss as an error has grown by the factor."""
     if not after.finite:
-        raise TrainingFailed(f"The training diverged: the new model predicts no finite numbers; {_kept(run)}")
+        raise TrainingFailed(f"The training diverged: the new model predicts no finite numbers; {kept(run)}")
     grown = math.sqrt(after.loss(*options.final_weights) / max(before.loss(*options.final_weights), 1e-12))
     if grown > options.divergence_factor:
         raise TrainingFailed(
             f"The training diverged: on the validation set energies went from {before.energy_rmse_meV_atom:.1f} to "
             f"{after.energy_rmse_meV_atom:.1f} meV/atom and forces from {before.force_rmse:.3f} to {after.force_rmse:.3f} eV/Å "
-            f"(RMSE); {_kept(run)}"
+            f"(RMSE); {kept(run)}"
         )
