@@ -60,11 +60,21 @@ class DftOracle:
             libxc.parse_xc(_without_dispersion(functional))
         except (KeyError, ValueError) as error:
             raise SelectronError(f"PySCF does not know the functional {functional!r} ({error}).") from None
+        hydrogen = Atoms("H2", [[0.0, 0.0, 0.0], [0.0, 0.0, 0.74]])
+        try:
+            molecule = self._molecule(hydrogen, ElectronicState())
+        except OracleFailure as failure:
+            if "basis name" in failure.reason:  # any other: a basis set without hydrogen
+                raise SelectronError(f"PySCF does not know the basis set {self.options.basis!r}.") from None
+            return
         if self.options.dispersion is not None:
             try:
-                import pyscf.dispersion  # noqa: F401
-            except ImportError as error:
-                raise SelectronError(f"Dispersion needs pyscf-dispersion: pip install it ({error}).") from None
+                self._mean_field(molecule).get_dispersion()
+            except Exception as error:  # each dispersion library has its own
+                raise SelectronError(
+                    f"There is no dispersion {self.options.dispersion!r} for {functional!r} "
+                    f"({' '.join(str(error).split())}); it needs pyscf-dispersion and parameters of the functional."
+                ) from None
 
     def label(self, atoms: Atoms, *, attempt: int = 0) -> Label:
         """The label of ``atoms``: recipe 0 is PySCF's own; later ones shift levels, smear, or converge by second order."""

@@ -232,5 +232,6 @@ def _sentence(error: ValidationError) -> str:
     parts = []
     for one in error.errors():
         place = ".".join(str(part) for part in one["loc"][1:] if part not in ("constrained-int", "literal['lowest']"))
-        parts.append(f"{place}: {one['msg']}" if place else one["msg"])
-    return "; ".join(dict.fromkeys(part[:1].lower() + part[1:] for part in parts))
+        said = one["msg"][:1].lower() + one["msg"][1:]
+        parts.append(f"{place}: {said}" if place else said)
+    return "; ".join(dict.fromkeys(parts))

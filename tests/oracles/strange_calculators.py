@@ -1,0 +1,53 @@
+"""An ASE calculator that does to each element what it was made to do, and notes each time that it is asked."""
+
+import os
+import signal
+import subprocess
+import time
+
+import numpy as np
+from ase.calculators.calculator import Calculator, all_changes
+
+
+class Strange(Calculator):
+    """A spring to the origin; He hangs, Ne is a segmentation fault, Ar is not a number, Kr raises, Xe starts a program
+    and hangs, Rn fails every first time.
+
+    ``note``: a file that gets a line for each structure (formula, x of the first atom, process id).
+    """
+
+    implemented_properties = ("energy", "forces")
+
+    def __init__(self, note=None, seconds=0.0, stiffness=1.0):
+        super().__init__()
+        self.note, self.seconds, self.stiffness = note, seconds, stiffness
+
+    def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
+        super().calculate(atoms, properties, system_changes)
+        first = atoms.symbols[0]
+        times = 0
+        if self.note:
+            with open(self.note, "a+") as stream:
+                stream.write(f"{atoms.symbols} {atoms.positions[0, 0]:.6f} {os.getpid()}\n")
+                stream.seek(0)
+                times = sum(line.startswith(str(atoms.symbols)) for line in stream)
+        time.sleep(self.seconds)
+        if first == "He":
+            time.sleep(1000)
+        if first == "Ne":
+            print("about to crash", flush=True)
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if first == "Kr":
+            raise RuntimeError("the licence server is asleep")
+        if first == "Xe":
+            child = subprocess.Popen(["sleep", "1000"])
+            with open(self.note, "a") as stream:
+                stream.write(f"child 0 {child.pid}\n")
+            child.wait()
+        if first == "Rn" and times == 1:
+            raise RuntimeError("not at the first time")
+        r = atoms.positions
+        self.results["energy"] = 0.5 * self.stiffness * float((r**2).sum())
+        self.results["forces"] = -self.stiffness * r
+        if first == "Ar":
+            self.results["forces"] = np.full_like(r, np.nan)
