@@ -21,7 +21,23 @@ warnings.filterwarnings("ignore", message=".*(TORCH_FORCE|weights_only|TorchScri
 import typer  # noqa: E402
 
 from selectron import __version__  # noqa: E402
-from selectron.cli import demo, label, lists, score, select, train  # noqa: E402
+from selectron.cli import (  # noqa: E402
+    demo,
+    export,
+    label,
+    lists,
+    report,
+    resume,
+    run,
+    sample,
+    schema,
+    score,
+    select,
+    status,
+    template,
+    train,
+    validate,
+)
 from selectron.errors import SelectronError  # noqa: E402
 
 app = typer.Typer(
@@ -31,7 +47,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for _module in (select, score, label, train, lists, demo):
+_campaign = (run, resume, status, report, export, validate, schema, template)
+for _module in (select, score, sample, label, train, *_campaign, lists, demo):
     _module.register(app)
 
 STOPPED = "Stopped. Feature rows that are in the cache already are not computed again."

@@ -39,7 +39,7 @@ def checked(document: YamlDocument, model: type[Model]) -> Model:
     try:
         return model.model_validate(document.data, context={"folder": document.path.resolve().parent})
     except ValidationError as error:
-        lines = [_sentence(document, model, one) for one in error.errors()]
+        lines = [sentence for _, sentence in sorted(_sentence(document, model, one) for one in error.errors())]
     if len(lines) == 1:
         raise SelectronError(lines[0])
     raise SelectronError(
@@ -47,38 +47,47 @@ def checked(document: YamlDocument, model: type[Model]) -> Model:
     )
 
 
-def _sentence(document: YamlDocument, model: type[BaseModel], error: Mapping[str, Any]) -> str:
+def _sentence(document: YamlDocument, model: type[BaseModel], error: Mapping[str, Any]) -> tuple[int, str]:
+    """The line of a mistake, and what to say of it."""
+    key, where, text = _explained(document, model, error)
+    place = document.place(where, key=key)
+    return int(place.split(":")[-2]), f"{place}: {text}"
+
+
+def _explained(document: YamlDocument, model: type[BaseModel], error: Mapping[str, Any]) -> tuple[bool, KeyPath, str]:
+    """Whether a key or its value is wrong, where it stands, and why."""
     where = _path_in(document.data, error["loc"])
     kind, context = error["type"], error.get("ctx", {})
     if kind == "extra_forbidden":
         known = _keys_at(model, error["loc"][:-1])
-        return f"{document.place(where, key=True)}: {_unknown(where, known)}"
+        return True, where, _unknown(where, known)
     if kind == "missing":
         inside = f" of '{_dotted(where)}'" if where else ""
-        return f"{document.place(where)}: the key '{error['loc'][-1]}'{inside} is missing."
+        return False, where, f"the key '{error['loc'][-1]}'{inside} is missing."
     if kind in {"literal_error", "enum", "union_tag_invalid"}:
         choices = _choices(context.get("expected") or context.get("expected_tags") or "")
         given = _value(document.data, where)
         if kind == "union_tag_invalid":
             tag = str(context.get("discriminator", "kind")).strip("'")
             where, given = (*where, tag), context.get("tag", given)
-        return f"{document.place(where)}: {_dotted(where)} is {given!r}, but {_of(choices)}{_nearest(given, choices)}."
+        near = _nearest(given, choices) or "."
+        return False, where, f"{_dotted(where)} is {given!r}{near} {_of(choices)}."
     if kind == "union_tag_not_found":
         tag = str(context.get("discriminator", "kind")).strip("'")
-        return f"{document.place(where)}: the key '{tag}' of '{_dotted(where)}' is missing; it says which kind it is."
+        return False, where, f"the key '{tag}' of '{_dotted(where)}' is missing; it says which kind it is."
     reason = str(error["msg"]).removeprefix("Value error, ").removeprefix("Assertion failed, ").rstrip(".")
     if not where:
-        return f"{document.place(where)}: {reason}."
+        return False, where, f"{reason}."
     given = _value(document.data, where)
     shown = f" (it is {given!r})" if not isinstance(given, dict | list) else ""
-    return f"{document.place(where)}: {_dotted(where)}: {reason[:1].lower() + reason[1:]}{shown}."
+    return False, where, f"{_dotted(where)}: {reason[:1].lower() + reason[1:]}{shown}."
 
 
 def _unknown(where: KeyPath, known: Sequence[str]) -> str:
     inside = f" of '{_dotted(where[:-1])}'" if len(where) > 1 else ""
-    near = _nearest(where[-1], known)
-    listed = f" (keys: {', '.join(known)})" if known else ""
-    return f"'{where[-1]}' is no key{inside}{near}{listed}."
+    near = _nearest(where[-1], known) or "."
+    listed = f" Its keys are {', '.join(known)}." if known else ""
+    return f"'{where[-1]}' is no key{inside}{near}{listed}"
 
 
 def _nearest(given: object, known: Sequence[str]) -> str:
@@ -88,7 +97,7 @@ def _nearest(given: object, known: Sequence[str]) -> str:
 
 
 def _of(choices: Sequence[str]) -> str:
-    return f"it may be {choices[0]}" if len(choices) == 1 else f"it may be one of {', '.join(choices)}"
+    return f"It may be {choices[0]}" if len(choices) == 1 else f"It may be one of {', '.join(choices)}"
 
 
 def _choices(expected: str) -> list[str]:

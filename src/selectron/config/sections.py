@@ -118,7 +118,7 @@ class FeaturesSection(Section):
 class SelectorSection(Section):
     """How a batch is chosen; see ``selectron selectors``."""
 
-    name: Literal["ipv", "lcmd", "maxdet", "fps", "kmeans++", "bait", "top-k", "stein", "random"] = "ipv"
+    name: Literal["ipv", "lcmd", "maxdet", "fps", "kmeans++", "bait", "top-k", "herding", "random"] = "ipv"
     """The selector."""
 
     shortlist: PositiveInt | None = None
