@@ -15,6 +15,8 @@ from selectron.errors import SelectronError
 BOND_SCALE = 1.15
 """Two atoms are bonded when they are nearer than this times the sum of their covalent radii."""
 
+ALL_PAIRS_UP_TO = 400  # atoms; ASE's cell list takes seconds for a molecule in a wide periodic box
+
 
 @dataclass(frozen=True)
 class Backbone:
@@ -131,7 +133,16 @@ def _torsion(bonds: np.ndarray) -> np.ndarray:
 
 def _neighbours(atoms: Atoms) -> list[set[int]]:
     """Atoms bonded to each atom; an image of an atom counts as the atom."""
-    first, second = neighbor_list("ij", atoms, natural_cutoffs(atoms, mult=BOND_SCALE))
+    radii = np.array(natural_cutoffs(atoms, mult=BOND_SCALE))
+    if len(atoms) <= ALL_PAIRS_UP_TO:
+        vectors = atoms.positions[:, None] - atoms.positions
+        if atoms.pbc.any():
+            vectors = find_mic(vectors.reshape(-1, 3), atoms.cell, atoms.pbc)[0].reshape(vectors.shape)
+        near = np.linalg.norm(vectors, axis=-1) < np.add.outer(radii, radii)
+        np.fill_diagonal(near, False)
+        first, second = np.nonzero(near)
+    else:
+        first, second = neighbor_list("ij", atoms, radii)
     bonded: list[set[int]] = [set() for _ in range(len(atoms))]
     for i, j in zip(first.tolist(), second.tolist(), strict=True):
         bonded[i].add(j)

@@ -71,8 +71,11 @@ def energy_ceiling(grid: EnergyGrid, points: np.ndarray | None = None) -> float:
 
 
 def default_window(grid: EnergyGrid) -> float:
-    """Window in eV of the coverage of a surface: from its minimum to the median of its grid, whatever was sampled."""
-    return energy_ceiling(grid) - float(grid.energy[np.isfinite(grid.energy)].min())
+    """Window in eV of the coverage of a surface: from its minimum to the median of its grid, whatever was sampled.
+
+    1 eV where all energies are equal: then every cell counts.
+    """
+    return energy_ceiling(grid) - float(grid.energy[np.isfinite(grid.energy)].min()) or 1.0
 
 
 def surface_coverage(

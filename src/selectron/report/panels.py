@@ -131,7 +131,7 @@ def make_sheet(*, columns: Columns, title: str, facts: str, legend: Sequence[Lin
             ncols=len(legend),
             frameon=False,
             fontsize=LABEL,
-            handletextpad=0.3,
+            handletextpad=0.45,
             borderaxespad=0.0,
             columnspacing=1.4,
         )

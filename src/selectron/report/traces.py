@@ -310,8 +310,11 @@ def _acquisitions(runs: Sequence[Samples], columns: Columns) -> Band:
         for place in range(lines):
             reason = listed[place] if place < len(listed) else None
             count = totals[reason] if reason else sum(totals[other] for other in reasons[REASONS:])
-            text = f"{count:,} × {reason or f'{len(reasons) - REASONS} other reasons'}"
-            _reason_line(figure, start, top + 0.28 + bars + 0.2 + 0.19 * place, text, REASON_COLOURS[place], width)
+            text = f"{count:,} × {reason or 'other reasons'}"
+            # From the names on, so that long reasons have room.
+            left = columns.left + left_width + 0.35
+            lower = top + 0.28 + bars + 0.2 + 0.19 * place
+            _reason_line(figure, left, lower, text, REASON_COLOURS[place], columns.width - left - 0.1)
 
     return Band(0.28 + height + BELOW, draw)
 
