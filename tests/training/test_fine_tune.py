@@ -196,6 +196,20 @@ def test_old_data_joins_and_its_energies_move_with_the_references_where_it_has_t
     np.testing.assert_allclose(difference.squeeze().numpy(), [0.5, -1.0, 0.0, 2.0], atol=1e-5)
 
 
+def test_isolated_atoms_give_references_and_are_not_trained_on(reactive, tmp_path):
+    energies = {"H": -10.0, "C": -50.0, "N": -70.0, "O": -105.0}
+    alone = [Atoms(symbol) for symbol in energies]
+    for atoms, energy in zip(alone, energies.values(), strict=True):
+        atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=np.zeros((1, 3)))
+    train = [*alone, *reactive[:8]]
+    run = stopped_at_once(tmp_path, train, reactive[8:12], references="atoms")
+    assert min(len(atoms) for atoms in read(run / "train.xyz", ":")) > 1
+    references = load_mace(run / "start.model").atomic_energies_fn.atomic_energies.squeeze()
+    np.testing.assert_allclose(references.numpy(), list(energies.values()), rtol=1e-6)
+    with pytest.raises(SelectronError, match="isolated-atom energy of O is missing"):
+        fine_tune("embedded", train[:3] + reactive[:8], None, TrainOptions(**QUICK | {"references": "atoms"}), tmp_path)
+
+
 def test_a_validation_set_is_set_aside_where_none_is_given(reactive, tmp_path):
     run = stopped_at_once(tmp_path, reactive[:10], None, validation_fraction=0.3, seed=4)
     train, valid = read(run / "train.xyz", ":"), read(run / "valid.xyz", ":")

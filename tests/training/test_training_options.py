@@ -23,7 +23,6 @@ def test_the_papers_preset_has_the_papers_schedule_and_gives_way_to_what_is_said
         {"epoch": 3},
         {"epochs": 10, "stage_two_start": 10},
         {"preset": "paper-lora", "epochs": 50},
-        {"references": "atoms"},
         {"references": "atoms", "atom_energies_eV": {"Xx": 1.0}},
         {"energy_weight": 0, "forces_weight": 0},
         {"learning_rate": -1},

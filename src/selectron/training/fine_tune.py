@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from ase import Atoms
+from ase.data import chemical_symbols
 
 from selectron.errors import SelectronError
 from selectron.potentials.load import DTYPES, model_file
@@ -20,7 +21,14 @@ from selectron.potentials.mace import MacePotential
 from selectron.potentials.mace_files import load_mace
 from selectron.structures.atomic import atomic_output
 from selectron.training.evaluate import Errors, errors
-from selectron.training.labels import Labelled, check_elements, labelled, split, write_for_mace
+from selectron.training.labels import (
+    Labelled,
+    check_elements,
+    labelled,
+    split,
+    without_isolated_atoms,
+    write_for_mace,
+)
 from selectron.training.mace_process import kept, run_trainer, settings_of, trained_model
 from selectron.training.options import TrainOptions, resolved
 from selectron.training.outcome import FineTuned, TrainingFailed
@@ -70,8 +78,8 @@ def fine_tune(
         raise SelectronError(
             f"{name} does not have its elements in the order of the periodic table, which training needs."
         )
-    training = labelled(train, what="training")
-    validation = labelled(valid or [], what="validation")
+    training, isolated_eV = without_isolated_atoms(labelled(train, what="training"))
+    validation, _ = without_isolated_atoms(labelled(valid or [], what="validation"))
     check_elements([*training, *validation], potential.atomic_numbers, model=name)
     old = _replayed(options)
     check_elements(old, potential.atomic_numbers, model=name)
@@ -81,8 +89,9 @@ def fine_tune(
         raise SelectronError("The training set is empty.")
 
     untouched = errors(potential, validation)
-    shift = shift_of_level(potential, [*training, *validation], options)
+    shift = shift_of_level(potential, training, options, isolated_eV)
     warnings = [shift.note] if shift is not None and shift.note else []
+    warnings += _about_isolated(potential, shift, isolated_eV)
     before = untouched
     if shift is not None and shift.applied:
         before = untouched.shifted(_shifts(shift, validation))
@@ -132,6 +141,19 @@ def _dtype(base: torch.nn.Module, options: TrainOptions) -> torch.dtype:
     if options.dtype != "auto":
         return DTYPES[options.dtype]
     return next(p.dtype for p in base.parameters() if p.is_floating_point())
+
+
+def _about_isolated(potential: MacePotential, shift: ReferenceShift | None, isolated_eV: dict[str, float]) -> list[str]:
+    """How the energies of isolated atoms in the data compare with the references that the training begins with."""
+    if not isolated_eV:
+        return []
+    references = reference_energies(potential) + (shift.shift_eV if shift is not None and shift.applied else 0.0)
+    each = ", ".join(
+        f"{chemical_symbols[z]} {isolated_eV[chemical_symbols[z]] - energy:+.3f}"
+        for z, energy in zip(potential.atomic_numbers, references, strict=True)
+        if chemical_symbols[z] in isolated_eV
+    )
+    return [f"Isolated atoms in the data are not trained on; they differ from the model's references by {each} eV."]
 
 
 def _replayed(options: TrainOptions) -> list[Labelled]:

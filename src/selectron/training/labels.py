@@ -73,6 +73,22 @@ def check_elements(structures: Sequence[Labelled], known: Iterable[int], *, mode
         )
 
 
+def without_isolated_atoms(structures: Sequence[Labelled]) -> tuple[list[Labelled], dict[str, float]]:
+    """Structures of more than one atom, and the energy in eV of each element that occurs as an atom alone in vacuum.
+
+    An atom alone fixes a reference energy and teaches forces nothing. Models differ in what they say of one (a MACE
+    with a shift of the interaction energy does not give its reference), so it is not mixed with the rest.
+    """
+    alone: dict[str, float] = {}
+    rest = []
+    for one in structures:
+        if len(one.atoms) == 1 and not one.atoms.pbc.any():
+            alone.setdefault(chemical_symbols[int(one.atoms.numbers[0])], one.energy_eV)
+        else:
+            rest.append(one)
+    return rest, alone
+
+
 def write_for_mace(path: Path, structures: Sequence[Labelled], energy_shifts_eV: np.ndarray | None = None) -> None:
     """Extended XYZ with the keys that mace-torch reads by default (REF_energy, REF_forces, REF_stress), nothing else.
 

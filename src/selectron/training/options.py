@@ -91,10 +91,11 @@ class TrainOptions(BaseModel):
     references: Literal["auto", "keep", "fit", "atoms"] = Field(
         "auto",
         description="Atomic reference energies. auto: fit a shift of level of theory and apply it where it is significant; "
-        "fit: apply it anyway; keep: leave them; atoms: take isolated-atom energies from atom_energies_eV.",
+        "fit: apply it anyway; keep: leave them; atoms: take isolated-atom energies, from atom_energies_eV or the data.",
     )
     atom_energies_eV: AtomEnergies | None = Field(
-        None, description="Energies of isolated atoms at the level of the labels, for references: atoms."
+        None,
+        description="Energies of isolated atoms at the level of the labels, for references: atoms; none: those in the data.",
     )
     model_atom_energies_eV: AtomEnergies | None = Field(
         None, description="The same at the level of the model; none: the model's own reference energies."
@@ -135,10 +136,6 @@ class TrainOptions(BaseModel):
             raise ValueError(
                 f"stage_two_start is an epoch before the last: with {self.epochs} epochs it is at most {self.epochs - 1}, "
                 f"not {self.stage_two_start}"
-            )
-        if self.references == "atoms" and not self.atom_energies_eV:
-            raise ValueError(
-                "references: atoms needs atom_energies_eV, the isolated-atom energies of the labels' level"
             )
         if not (self.energy_weight or self.forces_weight):
             raise ValueError("one of energy_weight and forces_weight has to be above zero")

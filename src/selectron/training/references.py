@@ -137,11 +137,17 @@ def fit_shift(
 
 
 def shift_of_level(
-    potential: MacePotential, structures: Sequence[Labelled], options: TrainOptions
+    potential: MacePotential,
+    structures: Sequence[Labelled],
+    options: TrainOptions,
+    isolated_eV: Mapping[str, float] | None = None,
 ) -> ReferenceShift | None:
     """What ``options.references`` asks for: the fitted shift, that of isolated atoms, or None for ``keep``.
 
-    Up to 2,000 structures, drawn with the seed, are used. Raises SelectronError where an isolated-atom energy is missing.
+    Up to 2,000 structures, drawn with the seed, are used; none of them is an isolated atom. ``isolated_eV`` are energies
+    of such atoms that came with the data; ``options.atom_energies_eV`` goes before them.
+
+    Raises SelectronError where an isolated-atom energy is missing.
     """
     if options.references == "keep":
         return None
@@ -151,18 +157,19 @@ def shift_of_level(
         chosen = [chosen[i] for i in np.sort(order)]
     counts = compositions([one.atoms.numbers for one in chosen], potential.atomic_numbers)
     if options.references == "atoms":
-        return _from_atoms(potential, counts, options)
+        return _from_atoms(potential, counts, options, {**(isolated_eV or {}), **(options.atom_energies_eV or {})})
     found = errors(potential, chosen)
     fitted = fit_shift(counts, -found.energy_errors_eV, found.force_rmse_by_structure, potential.atomic_numbers)
     fitted = fitted._replace(applied=options.references == "fit" or fitted.significant)
     return fitted._replace(note=_note(fitted))
 
 
-def _from_atoms(potential: MacePotential, counts: np.ndarray, options: TrainOptions) -> ReferenceShift:
+def _from_atoms(
+    potential: MacePotential, counts: np.ndarray, options: TrainOptions, labels: Mapping[str, float]
+) -> ReferenceShift:
     numbers = potential.atomic_numbers
     symbols = [chemical_symbols[z] for z in numbers]
     present: np.ndarray = np.asarray(counts.any(axis=0))
-    labels: Mapping[str, float] = options.atom_energies_eV or {}
     model: Mapping[str, float] = options.model_atom_energies_eV or dict(
         zip(symbols, reference_energies(potential).tolist(), strict=True)
     )
