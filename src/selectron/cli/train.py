@@ -162,9 +162,9 @@ class _Live:
         if epoch.epoch >= 0:
             self._progress.advance(1)
         if self._stage != epoch.stage or epoch.epoch % 10 == 9 or sys.stderr.isatty():
+            began = f"epoch {epoch.epoch + 1}, stage {epoch.stage}: loss {epoch.train_loss:.4g}, "
             self._log.print(
-                f"epoch {epoch.epoch + 1}, stage {epoch.stage}: "
-                f"loss {epoch.train_loss:.4g}, validation {epoch.valid_loss:.4g}, "
+                f"{began if epoch.epoch >= 0 else 'before training: '}validation loss {epoch.valid_loss:.4g}, "
                 f"energy {epoch.energy_rmse_meV_atom:.1f} meV/atom, forces {1e3 * epoch.force_rmse:.0f} meV/Å",
                 highlight=False,
                 soft_wrap=True,
