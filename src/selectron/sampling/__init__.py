@@ -2,7 +2,14 @@
 
 from selectron.sampling.brownian import brownian
 from selectron.sampling.committee_bias import CommitteeField, hyperactive, uncertainty_driven
-from selectron.sampling.descriptors import DESCRIPTORS, Coordinates, GlobalDescriptor, InverseDistances, NodeFeatures
+from selectron.sampling.descriptors import (
+    DESCRIPTORS,
+    Coordinates,
+    GlobalDescriptor,
+    InverseDistances,
+    NodeFeatures,
+    Projected,
+)
 from selectron.sampling.geometry import Geometry
 from selectron.sampling.kernels import KERNELS, Schedule, fixed_bandwidth, median_bandwidth
 from selectron.sampling.langevin import langevin
@@ -26,6 +33,7 @@ __all__ = [
     "Info",
     "InverseDistances",
     "NodeFeatures",
+    "Projected",
     "Sampler",
     "Schedule",
     "State",

@@ -97,6 +97,41 @@ class InverseDistances:
         return 1.0 / (apart[:, first] - apart[:, second]).norm(dim=-1)
 
 
+class Projected:
+    """``count`` random orthonormal directions of another descriptor, times √(D/count): distances are kept on average.
+
+    A Jacobian costs one backward pass a component. Models with hundreds of node features make that dear for crystals, and
+    in a random subspace of q dimensions distances scatter by about √(2/q) only (Johnson & Lindenstrauss 1984). The
+    kernel on the projection is a kernel on configurations like any other, so all that SKMD promises stays true.
+    """
+
+    identity = False
+
+    def __init__(self, descriptor: GlobalDescriptor, count: int, *, seed: int = 0) -> None:
+        if count < 1:
+            raise SelectronError(f"A projection has at least one direction, not {count}.")
+        self.descriptor, self.count, self.seed = descriptor, count, seed
+        self.name = f"{descriptor.name}, {count} random directions"
+        self.needs_node_features = descriptor.needs_node_features
+        self._directions: Tensor | None = None
+
+    def values(self, positions: Tensor, node_features: Tensor | None, template: GraphBatch) -> Tensor:
+        """(P, count); the descriptor itself where it has no more components than that."""
+        whole = self.descriptor.values(positions, node_features, template)
+        if whole.shape[1] <= self.count:
+            return whole
+        return whole @ self._projection(whole)
+
+    def _projection(self, like: Tensor) -> Tensor:
+        known = self._directions
+        if known is None or known.shape[0] != like.shape[1] or known.dtype != like.dtype or known.device != like.device:
+            generator = torch.Generator().manual_seed(self.seed)
+            drawn = torch.randn(like.shape[1], self.count, generator=generator, dtype=torch.float64)
+            orthonormal = torch.linalg.qr(drawn).Q * (like.shape[1] / self.count) ** 0.5
+            known = self._directions = orthonormal.to(like.device, like.dtype)
+        return known
+
+
 DESCRIPTORS: dict[str, Callable[[], GlobalDescriptor]] = {
     NodeFeatures.name: NodeFeatures,
     "mean-node-features": lambda: NodeFeatures(mean=True),

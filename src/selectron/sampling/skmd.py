@@ -21,6 +21,9 @@ from selectron.sampling.system import System, evaluate, graph_of, shortest_dista
 from selectron.sampling.unbiased import plain_field
 
 
+_JACOBIAN_ATOMS = 512
+
+
 class Stepping(NamedTuple):
     """How a Stein sampler steps.
 
@@ -327,8 +330,10 @@ def _all_jacobians(system: System, batch: Any, shape: tuple[int, int], identity:
     if identity:
         return torch.zeros((*shape, 0, 3 * atoms), dtype=dtype, device=system.device)
     assert system.descriptor is not None
-    found = jacobians(system.potential, system.descriptor, batch)
-    return (found * system.free.reshape(len(found), 1, -1).to(found.dtype)).reshape(*shape, -1, 3 * atoms).detach()
+    # the graph of a batch is kept through all backward passes of its Jacobian, so batches are small
+    chunks = torch.split(torch.arange(system.n_structures, device=system.device), max(1, _JACOBIAN_ATOMS // atoms))
+    found = torch.cat([jacobians(system.potential, system.descriptor, batch.take(chunk)) for chunk in chunks])
+    return (found * system.free.reshape(len(found), 1, -1).to(found.dtype)).reshape(*shape, -1, 3 * atoms)
 
 
 def _moving(system: System, particles: int) -> System:
