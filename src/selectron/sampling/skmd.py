@@ -20,7 +20,6 @@ from selectron.sampling.stopping import Reading, first_that_holds
 from selectron.sampling.system import System, evaluate, graph_of, shortest_distances
 from selectron.sampling.unbiased import plain_field
 
-
 _JACOBIAN_ATOMS = 512
 
 
