@@ -201,7 +201,8 @@ def _merged(path: Path | None, given: dict[str, Any]) -> SampleOptions:
                 values[name] = {**(before if isinstance(before, dict) else {}), **inner}
         elif value is not None:
             for other in INSTEAD.get(name, ()):
-                values.pop(other, None)
+                if given.get(other) is None:
+                    values.pop(other, None)
             values[name] = value
     return sample_options(values) if document is None else checked(document, SampleOptions)
 

@@ -15,7 +15,7 @@ from selectron.potentials.base import Potential
 from selectron.sampling.alignment import Alignment, kabsch, minimum_image, unaligned
 from selectron.sampling.brownian import brownian
 from selectron.sampling.committee_bias import Bias, CommitteeField, Disagreement, hyperactive, uncertainty_driven
-from selectron.sampling.descriptors import DESCRIPTORS, GlobalDescriptor, NodeFeatures
+from selectron.sampling.descriptors import DESCRIPTORS, GlobalDescriptor, NodeFeatures, Projected
 from selectron.sampling.geometry import Geometry
 from selectron.sampling.kernels import CONSTANT, KERNELS, Bandwidth, Schedule, fixed_bandwidth, median_bandwidth
 from selectron.sampling.langevin import langevin
@@ -116,12 +116,15 @@ def needs_descriptor(potential: Potential, options: SampleOptions) -> GlobalDesc
                 f"{potential.name} gives no node features, which the descriptor {name} is made of: choose the descriptor "
                 "inverse-distances or coordinates, or a MACE model."
             )
-        return NodeFeatures(mean=name.startswith("mean"), atoms=options.descriptor.atoms)
-    if options.descriptor.atoms is not None:
+        whole: GlobalDescriptor = NodeFeatures(mean=name.startswith("mean"), atoms=options.descriptor.atoms)
+    elif options.descriptor.atoms is not None:
         raise SelectronError(f"The descriptor's atoms are for node features, not for {name}.")
-    if name == "inverse-distances" and is_planar(potential):
+    elif name == "inverse-distances" and is_planar(potential):
         raise SelectronError("A point has no distances: choose the descriptor coordinates.")
-    return DESCRIPTORS[name]()
+    else:
+        whole = DESCRIPTORS[name]()
+    directions = options.descriptor.directions
+    return whole if directions is None or whole.identity else Projected(whole, directions, seed=options.seed)
 
 
 def geometry_of_options(limits: GeometryOptions, planar: bool) -> Geometry:
@@ -129,6 +132,14 @@ def geometry_of_options(limits: GeometryOptions, planar: bool) -> Geometry:
     default = Geometry(0.0, math.inf, math.inf, math.inf) if planar else Geometry()
     given = {name: value for name, value in limits.model_dump().items() if value is not None}
     return default._replace(**given)
+
+
+def check_structures(
+    members: Sequence[Potential], structures: Sequence[Atoms], options: SampleOptions, *, particles: int
+) -> None:
+    """Raises SelectronError for what :func:`build` would, before anything is computed on ``structures``."""
+    unknown = {"bias-norm-below": 1.0, "uncertainty-above": 1.0}
+    build(members, structures, options, particles=particles, stopping=stopping_of(options, unknown), seed=0)
 
 
 def stopping_of(options: SampleOptions, thresholds: Thresholds) -> Stopping:

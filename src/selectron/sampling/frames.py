@@ -23,7 +23,7 @@ class Frame(NamedTuple):
     | ensemble        |      | which copy                                                                       |
     | particle        |      | of the ensemble                                                                  |
     | energy_eV       | eV   | of the model (the committee's mean), without bias                                |
-    | bias_norm       | eV/Å | Euclidean norm of the bias force; for SKMD of b in eq. 5b                        |
+    | bias_norm       | eV/Å | Euclidean norm of the bias force; for SKMD of b in eq. 5b; NaN without bias      |
     | temperature_K   | K    | kinetic; NaN for overdamped dynamics                                             |
     | uncertainty_eV  | eV   | σ/√n of a committee; NaN where there is none                                     |
     | acquired        |      | whether a stopping criterion held                                                |

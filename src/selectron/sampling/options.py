@@ -20,6 +20,9 @@ STEIN: frozenset[str] = frozenset({"skmd", "a-skmd", "synchronous-skmd"})
 COMMITTEE: frozenset[str] = frozenset({"udd", "hal"})
 """Methods that need several models."""
 
+UNBIASED: frozenset[str] = frozenset({"langevin", "brownian"})
+"""Methods without a bias."""
+
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
@@ -142,10 +145,16 @@ class DescriptorOptions(Section):
     atoms: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] | None = None
     """Only these atoms (counted from 0) of each structure, for node features."""
 
+    directions: PositiveInt | None = None
+    """So many random directions of the descriptor in its place, where it has more components: a Jacobian costs a backward
+    pass a component. Not for coordinates."""
+
     @model_validator(mode="after")
     def _atoms_of_nodes(self) -> DescriptorOptions:
         if self.atoms is not None and self.name not in {None, "node-features", "mean-node-features"}:
             raise ValueError(f"atoms belongs to node features, not to {self.name}")
+        if self.directions is not None and self.name == "coordinates":
+            raise ValueError("coordinates need no Jacobian: leave directions out")
         return self
 
 
@@ -187,6 +196,9 @@ class GeometryOptions(Section):
 
     max_energy_rise_eV: Positive | None = None
     """Energy above the start, per atom; 5 eV."""
+
+    max_step_A: Positive | None = None
+    """What an atom may move in one step; 2 Å."""
 
 
 class UncertaintyDrivenOptions(Section):
@@ -379,13 +391,13 @@ def _problems(options: SampleOptions) -> list[str]:
         "a-skmd stops at a bias norm: stopping needs bias-norm-below": (
             method == "a-skmd" and "bias-norm-below" not in kinds
         ),
-        "bias-norm-below needs a fixed bandwidth (a number, or initial-median): with the median of the moment the norm hardly falls": (  # noqa: E501
+        "the criterion bias-norm-below needs a fixed bandwidth (a number, or initial-median): with the median of the moment the norm hardly falls": (  # noqa: E501
             method in STEIN and "bias-norm-below" in kinds and options.bandwidth == "median"
         ),
-        f"bias-norm-below needs a bias, which {method} does not have": (
-            method in {"langevin", "brownian"} and "bias-norm-below" in kinds
+        f"the criterion bias-norm-below needs a bias, which {method} does not have": (
+            method in UNBIASED and "bias-norm-below" in kinds
         ),
-        f"uncertainty-above needs a committee, which {method} does not use": (
+        f"the criterion uncertainty-above needs a committee, which {method} does not use": (
             (method in STEIN or method == "metad") and "uncertainty-above" in kinds
         ),
         "acquisitions can end the run only where stopping acquires something": (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from ase import Atoms
 from torch import Tensor
 
 from selectron.potentials.base import Potential
-from selectron.sampling.build import Thresholds, build, check_members, motion_of, stopping_of
+from selectron.sampling.build import Thresholds, build, check_members, check_structures, motion_of, stopping_of
 from selectron.sampling.checkpoint import (
     Checkpoint,
     Saved,
@@ -26,7 +27,7 @@ from selectron.sampling.checkpoint import (
 )
 from selectron.sampling.frames import Ended, Frame, Progress, Tally, framed
 from selectron.sampling.geometry import REASONS
-from selectron.sampling.options import SampleOptions
+from selectron.sampling.options import UNBIASED, SampleOptions
 from selectron.sampling.pilot import piloted
 from selectron.sampling.starts import checked_starts, initial_structures, origins, particles_of
 from selectron.sampling.state import Info, Sampler
@@ -71,6 +72,8 @@ def run_sampling(
     models = list(members) if isinstance(members, Sequence) else [members]
     check_members(models, options)
     checked = checked_starts(starts, models, options)
+    spread = [checked[origin] for origin in origins(len(checked), options)]
+    check_structures(models, spread, options, particles=particles_of(options, len(checked)))
     saved = None
     if checkpoint is not None:
         saved = read_checkpoint(checkpoint.path)
@@ -292,7 +295,7 @@ class _Run:
             ensemble=ensemble,
             particle=particle,
             energy_eV=float(row[_ENERGY]),
-            bias_norm=float(row[_BIAS]),
+            bias_norm=math.nan if self.options.method in UNBIASED else float(row[_BIAS]),
             temperature_K=float(row[_TEMPERATURE]),
             uncertainty_eV=float(row[_UNCERTAINTY]),
             acquired=stopped >= 0,
