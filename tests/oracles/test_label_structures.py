@@ -227,7 +227,7 @@ def start(folder, note, *, count, kind="threads", seconds=0.1):
 @pytest.mark.parametrize("kind", ["threads", pytest.param("processes", marks=pytest.mark.slow)])
 def test_a_kill_in_the_middle_loses_nothing_repeats_nothing_and_leaves_no_engine(tmp_path, note, kind):
     process = start(tmp_path, note, count=24, kind=kind)
-    while sum(asked(note).values()) < 9:
+    while process.poll() is None and sum(asked(note).values()) < 9:
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()

@@ -150,3 +150,44 @@ def test_yaml_and_one_word_mean_the_same(tmp_path):
     path.write_text("- a list\n")
     with pytest.raises(SelectronError, match="no mapping"):
         parse_oracle(str(path))
+
+
+PROGRAMS = {
+    "orca.inp": """
+kind: ase
+calculator: ase.calculators.orca:ORCA
+arguments:
+  profile: {import: "ase.calculators.orca:OrcaProfile", arguments: {command: "false"}}
+  orcasimpleinput: "wB97X-D3 def2-TZVP EnGrad"
+  charge: "{charge}"
+  mult: "{multiplicity}"
+scratch: kept
+""",
+    "espresso.pwi": """
+kind: ase
+calculator: ase.calculators.espresso:Espresso
+arguments:
+  profile: {import: "ase.calculators.espresso:EspressoProfile", arguments: {command: "false", pseudo_dir: /pseudo}}
+  pseudopotentials: {O: O.upf, H: H.upf}
+  input_data: {system: {ecutwfc: 60, tot_charge: "{charge}"}}
+scratch: kept
+""",
+}
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_programs_get_their_input_in_a_folder_of_their_own_and_may_fail(name, tmp_path, monkeypatch):
+    """The program here is "false": it ends with an error, after ASE has written its input."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "oracle.yaml").write_text(PROGRAMS[name])
+    oracle = make_oracle(parse_oracle("oracle.yaml"))
+    oracle.prepare()
+    ion = molecule("OH")
+    ion.info = {"charge": -1, "multiplicity": 1}
+    ion.center(vacuum=3.0)
+    for _ in range(2):
+        with pytest.raises(OracleFailure, match="false"):
+            oracle.label(ion)
+    inputs = [path.read_text().lower() for path in (tmp_path / "kept").glob(f"*/{name}")]
+    assert len(inputs) == 2
+    assert all(("xyz -1 1" in text) or ("tot_charge       = -1" in text) for text in inputs)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import sysconfig
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from types import TracebackType
@@ -14,24 +15,39 @@ from selectron.errors import SelectronError
 from selectron.execution.options import ExecutionOptions
 
 if TYPE_CHECKING:
-    from parsl import Config
-    from parsl.concurrent import ParslPoolExecutor
+    from parsl import Config, DataFlowKernel
 
 
 class ParslExecutor(Executor):
     """Tasks on Parsl's workers: ``workers`` of them, all nodes and jobs together, with ``threads`` each."""
 
-    def __init__(self, pool: ParslPoolExecutor, workers: int, threads: int) -> None:
-        self._pool, self.workers, self.threads = pool, workers, threads
+    def __init__(self, kernel: DataFlowKernel, workers: int, threads: int) -> None:
+        from parsl.concurrent import ParslPoolExecutor
+
+        self._kernel, self._pool = kernel, ParslPoolExecutor(dfk=kernel)
+        self.workers, self.threads, self._open = workers, threads, True
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """Parsl's future, which cannot be cancelled."""
-        future: Future[Any] = self._pool.submit(fn, *args, **kwargs)
+        """A future that counts as running from the beginning: Parsl does not cancel tasks."""
+        future: Future[Any] = Future()
+        future.set_running_or_notify_cancel()
+
+        def pass_on(done: Future[Any]) -> None:
+            error = done.exception()
+            if error is not None:
+                future.set_exception(error)
+            else:
+                future.set_result(done.result())
+
+        self._pool.submit(fn, *args, **kwargs).add_done_callback(pass_on)
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Ends the workers and their jobs; waits for tasks first unless they are to be cancelled."""
-        self._pool.shutdown(wait=wait and not cancel_futures)
+        if self._open:
+            self._open = False
+            self._pool.shutdown(wait=wait and not cancel_futures)
+            self._kernel.cleanup()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -46,15 +62,16 @@ def parsl_executor(options: ExecutionOptions) -> ParslExecutor:
         SelectronError: Parsl is missing, or the configuration cannot be found or started.
     """
     try:
-        from parsl.concurrent import ParslPoolExecutor
+        from parsl import DataFlowKernel
     except ImportError as error:
         raise SelectronError(f"Parsl is missing: pip install 'selectron[parsl]' ({error}).") from None
+    _see_scripts()
     config = _named_config(options.parsl.config) if options.parsl.config else described_config(options)
     try:
-        executor = ParslPoolExecutor(config=config)
+        kernel = DataFlowKernel(config)
     except Exception as error:  # whatever a provider raises
         raise SelectronError(f"Parsl does not start: {error or type(error).__name__}.") from error
-    return ParslExecutor(executor, _workers(config), options.threads_each)
+    return ParslExecutor(kernel, _workers(config), options.threads_each)
 
 
 def described_config(options: ExecutionOptions) -> Config:
@@ -103,6 +120,14 @@ def described_config(options: ExecutionOptions) -> Config:
         retries=1,
         initialize_logging=False,
     )
+
+
+def _see_scripts() -> None:
+    """Parsl starts programs by name that lie beside this Python, which is not on the path unless its environment is active."""
+    scripts = sysconfig.get_path("scripts")
+    path = os.environ.get("PATH", "")
+    if scripts not in path.split(os.pathsep):
+        os.environ["PATH"] = f"{scripts}{os.pathsep}{path}"
 
 
 def _named_config(path: str) -> Config:

@@ -46,7 +46,7 @@ class AseOracle:
         ours.info = {}
         ours.calc = calculator
         with tempfile.TemporaryDirectory(dir=".", prefix="run-") as temporary:
-            folder = Path(temporary) if self._scratch is None else _new_folder(self._scratch)
+            folder = Path(temporary).resolve() if self._scratch is None else _new_folder(self._scratch)
             if hasattr(calculator, "directory"):
                 calculator.directory = type(calculator.directory)(folder)
             try:
