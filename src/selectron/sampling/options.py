@@ -415,7 +415,7 @@ def sample_options(values: Mapping[str, Any]) -> SampleOptions:
     try:
         return SampleOptions.model_validate(dict(values))
     except ValidationError as error:
-        first = error.errors()[0]
+        first = _most_telling([dict(one) for one in error.errors()])
     # besides names of fields a location has places in lists and the members of unions
     where = ".".join(part for part in map(str, first["loc"]) if part.isidentifier() and not part[0].isupper())
     reason = str(first["msg"]).removeprefix("Value error, ").rstrip(".")
@@ -427,3 +427,13 @@ def sample_options(values: Mapping[str, Any]) -> SampleOptions:
         raise SelectronError(f"There is no method {first['input']!r}; there are {', '.join(METHODS)}.")
     given = "" if isinstance(first["input"], dict | list) else f", not {first['input']!r}"
     raise SelectronError(f"{where}: {reason[:1].lower()}{reason[1:]}{given}.")
+
+
+def _most_telling(errors: list[dict[str, Any]]) -> dict[str, Any]:
+    """Of a union's members each has its error: that of the member which was meant, as far as the value's kind tells."""
+    given = errors[0]["input"]
+    words = [one for one in errors if one["type"] == "literal_error"]
+    others = [one for one in errors if one["type"] != "literal_error"]
+    if words and others:
+        return words[0] if isinstance(given, str) else others[0]
+    return errors[0]
