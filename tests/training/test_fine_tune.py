@@ -24,7 +24,8 @@ from selectron.training.fine_tune import OUTPUT, TrainingFailed, fine_tune
 from selectron.training.options import TrainOptions
 from small_maces import small_mace, stock_evaluation
 
-QUICK = {"epochs": 4, "threads": 1, "references": "keep", "learning_rate": 0.003}
+WEIGHTS = {"energy_weight": 40.0, "forces_weight": 1000.0}
+QUICK = {"epochs": 4, "threads": 1, "references": "keep", "learning_rate": 0.003, **WEIGHTS}
 
 
 @pytest.fixture(scope="module")

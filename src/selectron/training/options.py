@@ -56,8 +56,8 @@ class TrainOptions(BaseModel):
     alpha: float = Field(1.0, gt=0, description="LoRA scaling factor; corrections are multiplied by alpha / rank.")
     epochs: int = Field(100, ge=1, description="Passes through the training set.")
     learning_rate: float = Field(0.001, gt=0, description="Of Adam; halted plateaus lower it (mace-torch's scheduler).")
-    energy_weight: float = Field(40.0, ge=0, description="Of the squared energy error per atom, (eV/atom)².")
-    forces_weight: float = Field(1000.0, ge=0, description="Of the squared error of a force component, (eV/Å)².")
+    energy_weight: float = Field(1000.0, ge=0, description="Of the squared energy error per atom, (eV/atom)².")
+    forces_weight: float = Field(100.0, ge=0, description="Of the squared error of a force component, (eV/Å)².")
     stage_two_start: int | None = Field(
         None, ge=1, description="Epoch at which the weights and learning rate of stage two take over; none: one stage."
     )
