@@ -17,6 +17,8 @@ from selectron.config.campaign import CampaignConfig
 from selectron.structures import Pool, write_extxyz
 
 SELECTED, RANDOM = "selected", "random"
+KEPT = ("charge", "multiplicity", "spin", "kind", "smiles", "reaction", "config_type")
+"""What of a structure's ``info`` goes along: what an oracle needs, and names that a report can show."""
 
 
 class Watcher(Protocol):
@@ -153,8 +155,8 @@ class Campaign:
 
 
 def bare(atoms: Atoms, **info: Any) -> Atoms:
-    """``atoms`` without labels of any origin; charge and multiplicity stay, and ``info`` comes in."""
-    kept = {key: atoms.info[key] for key in ("charge", "multiplicity", "spin") if key in atoms.info}
+    """``atoms`` without labels of any origin; of its ``info`` :data:`KEPT` stays, and ``info`` comes in."""
+    kept = {key: atoms.info[key] for key in KEPT if atoms.info.get(key) not in (None, "")}
     copy = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc, info={**kept, **info})
     for name in ("initial_magmoms", "initial_charges"):
         if name in atoms.arrays:

@@ -139,10 +139,7 @@ def _sourced(atoms: Atoms, path: str, index: int) -> Atoms:
 
 def _keep(campaign: Campaign, structures: Sequence[Atoms], *, need_labels: bool, what: str) -> str | None:
     """The artifact of ``structures``, with their labels where they are needed; raises SelectronError where they lack."""
-    named = [
-        bare(atoms, source=atoms.info["source"], source_index=atoms.info["source_index"], kind=_kind(atoms))
-        for atoms in structures
-    ]
+    named = [bare(atoms, source=atoms.info["source"], source_index=atoms.info["source_index"]) for atoms in structures]
     if not need_labels:
         return campaign.keep(named)
     from selectron.oracles.base import Label
@@ -152,11 +149,6 @@ def _keep(campaign: Campaign, structures: Sequence[Atoms], *, need_labels: bool,
     return campaign.keep(
         [with_label(atoms, Label(one.energy_eV, one.forces)) for atoms, one in zip(named, labels, strict=True)]
     )
-
-
-def _kind(atoms: Atoms) -> str:
-    """What the pool calls this sort of structure, for the report."""
-    return str(atoms.info.get("kind", ""))
 
 
 def _with_labels(campaign: Campaign, part: HeldOut, name: str, what: str) -> str:

@@ -286,7 +286,7 @@ def _kept(campaign: Campaign, request: Request, pool: Pool, picks: list[dict[str
         original = pool[entry["place"]]
         entry["formula"], entry["atoms"] = original.get_chemical_formula(), len(original)
         facts = {key: entry[key] for key in ("hash", "source", "source_index", "rank")}
-        structures.append(bare(original, **facts, round=request.round, kind=str(original.info.get("kind", ""))))
+        structures.append(bare(original, **facts, round=request.round))
     for entry in picks:
         if entry["distance"] is not None and not math.isfinite(entry["distance"]):
             entry["distance"] = None

@@ -195,5 +195,10 @@ class StoppingRules(Section):
     """When a campaign ends before its budget is spent; all need a validation set. Rules are looked at after each round."""
 
     target: TargetRule | None = None
+    """An error that is good enough."""
+
     plateau: PlateauRule | None = None
+    """Rounds that no longer help."""
+
     variance: VarianceRule | None = None
+    """Nothing uncertain left to pick."""

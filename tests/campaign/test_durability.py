@@ -1,0 +1,131 @@
+"""Nothing is lost: kills at random moments, a second process, a full disk."""
+
+import os
+import signal
+import time
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+from quick_campaign import begin_in, run_quickly, story
+
+from selectron.campaign.history import read_campaign
+from selectron.campaign.lock import campaign_lock, running
+from selectron.errors import SelectronError
+from selectron.oracles import LabelStore
+
+
+def calls(folder):
+    """Hashes of the structures that the oracle was called for, in order."""
+    path = Path(f"{folder}.calls")
+    return path.read_text().split() if path.exists() else []
+
+
+def bought(folder):
+    """Hashes of the structures whose labels are committed."""
+    with LabelStore(folder / "campaign.sqlite") as store:
+        rows = store._connection.execute(
+            "SELECT hash FROM labels JOIN structures ON labels.structure = structures.key"
+        ).fetchall()
+    return [row[0] for row in rows]
+
+
+def kill_until_done(server, folder, seed, longest_s, kills=0):
+    """Starts the campaign again and again and kills it after random times; gives the number of kills."""
+    random = np.random.default_rng(seed)
+    known_before_kill = []
+    while True:
+        pid = server.start(folder)
+        # short lives more often: most stages are short
+        deadline = time.monotonic() + longest_s * random.random() ** 2
+        while time.monotonic() < deadline:
+            time.sleep(0.002)
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        code = server.wait()
+        if code == 0:
+            return kills, known_before_kill
+        assert code == -signal.SIGKILL
+        kills += 1
+        known_before_kill.append((len(calls(folder)), set(bought(folder))))
+        longest_s *= 1.1  # in the end it gets through
+
+
+def assert_as_undisturbed(undisturbed, folder, kills):
+    assert story(folder) == story(undisturbed)
+    committed = bought(folder)
+    assert max(Counter(committed).values()) == 1
+    assert sorted(committed) == sorted(bought(undisturbed))
+    # a call that was under way at a kill is the only one that can have been made in vain
+    assert len(calls(undisturbed)) <= len(calls(folder)) <= len(calls(undisturbed)) + kills
+
+
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2, 3))])
+def test_killed_at_random_moments_it_comes_to_the_same(server, undisturbed, tmp_path, quick_yaml, seed):
+    folder = tmp_path / "run"
+    begin_in(quick_yaml, folder)
+    kills, known = kill_until_done(server, folder, seed, longest_s=1.5)
+    assert kills >= 10
+    assert_as_undisturbed(undisturbed, folder, kills)
+    made = calls(folder)
+    for count, committed in known:
+        assert not committed & set(made[count:]), "a label that was on disk was bought again"
+
+
+def test_a_second_process_is_refused(server, tmp_path, quick_yaml):
+    folder = tmp_path / "run"
+    begin_in(quick_yaml, folder)
+    with campaign_lock(folder):
+        assert running(folder) == os.getpid()
+        server.start(folder)
+        assert server.wait() == 2
+    assert running(folder) is None
+    assert not read_campaign(folder).finished
+    pid = server.start(folder)
+    while running(folder) != pid:
+        time.sleep(0.01)
+    with pytest.raises(SelectronError, match=f"run by process {pid} already"):
+        run_quickly(folder)
+    os.kill(pid, signal.SIGKILL)
+    server.wait()
+    assert running(folder) is None
+
+
+def test_the_status_can_be_read_while_it_runs(server, tmp_path, quick_yaml):
+    folder = tmp_path / "run"
+    begin_in(quick_yaml, folder)
+    pid = server.start(folder)
+    seen = set()
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        record = read_campaign(folder)
+        if record.process is not None:
+            assert record.process == pid
+        seen.add(record.selected.labels)
+        if record.finished:
+            break
+    assert server.wait() == 0
+    assert record.finished
+    assert {0, 6} <= seen
+    assert len(seen) >= 3
+
+
+def test_a_full_disk_stops_it_cleanly(server, undisturbed, tmp_path, quick_yaml):
+    folder = tmp_path / "run"
+    begin_in(quick_yaml, folder)
+    # the limits stand for a disk that fills up early, in the middle and late
+    for size in (30_000, 70_000, 100_000, 130_000):
+        server.start(folder, size)
+        if server.wait() == 0:
+            break
+        said = Path(f"{folder}.said").read_text()
+        assert "disk is full" in said, said
+        assert not list((folder / "artifacts").glob(".draft*"))
+    else:
+        assert server.start(folder)
+        assert server.wait() == 0
+    assert said
+    assert story(folder) == story(undisturbed)
+    assert sorted(bought(folder)) == sorted(bought(undisturbed))
