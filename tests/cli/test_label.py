@@ -1,0 +1,150 @@
+"""``selectron label`` as a person runs it."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import molecule
+from ase.io import read, write
+
+from selectron.cli.app import main
+from selectron.oracles import LabelStore, make_oracle, parse_oracle
+
+SELECTRON = [sys.executable, "-c", "from selectron.cli.app import main; main()"]
+STRANGE = Path(__file__).parents[1] / "oracles"
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capfd):
+    """Runs a command line in an empty folder; gives exit code, standard output and standard error."""
+    monkeypatch.chdir(tmp_path)
+
+    def run_it(line):
+        handler = signal.getsignal(signal.SIGTERM)
+        try:
+            with pytest.raises(SystemExit) as ended:
+                main(line.split())
+        finally:
+            signal.signal(signal.SIGTERM, handler)
+        out, err = capfd.readouterr()
+        return ended.value.code or 0, out, err
+
+    return run_it
+
+
+def pool():
+    structures = [molecule(name) for name in ("H2O", "CH4", "CH3", "NH3", "H2O")]
+    for i, atoms in enumerate(structures):
+        atoms.info = {"number": i, "energy": -999.0}
+    return structures
+
+
+def test_labels_failures_and_reuse(run):
+    write("pool.extxyz", pool())
+    code, out, err = run("label pool.extxyz --oracle gfn2-xtb -o out.extxyz --workers 2")
+    assert code == 0
+    assert "gfn2-xtb: 3 new, 1 reused, 1 failed" in out
+    assert "labels by gfn2-xtb: 5/5 done" in err
+    labelled = read("out.extxyz", ":")
+    assert [atoms.info["number"] for atoms in labelled] == [0, 1, 3, 4]
+    oracle = make_oracle(parse_oracle("gfn2-xtb"))
+    for atoms in labelled:
+        expected = oracle.label(atoms)
+        assert atoms.get_potential_energy() == pytest.approx(expected.energy_eV, abs=1e-4)
+        np.testing.assert_allclose(atoms.get_forces(), expected.forces, atol=1e-4)
+        assert atoms.info["oracle"] == "gfn2-xtb"
+    with open("out.failures.csv") as stream:
+        (row,) = csv.DictReader(stream)
+    assert (row["index"], row["source_index"]) == ("2", "2")
+    assert "contradict multiplicity 1" in row["reason"]
+
+    code, out, _ = run("label pool.extxyz --oracle gfn2-xtb -o out.extxyz")
+    assert code == 0
+    assert "0 new, 4 reused, 1 failed; 0.0 core seconds" in out
+    assert "--retry-failures" in out
+    code, out, _ = run("label pool.extxyz --oracle gfn2-xtb -o out.extxyz --multiplicity lowest")
+    assert "1 new, 4 reused, 0 failed" in out
+    assert not Path("out.failures.csv").exists()
+    assert [atoms.info["multiplicity"] for atoms in read("out.extxyz", ":")] == [1, 1, 2, 1, 1]
+
+
+def test_charge_and_multiplicity_of_all_structures(run):
+    write("pool.extxyz", [molecule("H2O")])
+    code, _, _ = run("label pool.extxyz -o out.extxyz.gz --charge 1 --multiplicity 2 --store kept.db")
+    assert code == 0
+    expected = make_oracle(parse_oracle("gfn2-xtb", charge=1, multiplicity=2)).label(molecule("H2O"))
+    assert read("out.extxyz.gz").get_potential_energy() == pytest.approx(expected.energy_eV, abs=1e-4)
+    with LabelStore("kept.db") as store:
+        assert store.spent().labels == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("--oracle gfn7-xtb", "is no oracle"),
+        ("--oracle gfn2-xtb?colour=red", "colour"),
+        ("--multiplicity two", "multiplicity is a whole number"),
+        ("--workers 0", "from 1"),
+        ("--time-limit -1", "greater than 0"),
+        ("--store nowhere/l.db", "does not exist"),
+        ("-o pool.extxyz", "written over an input"),
+        ("--store out.extxyz -o out.extxyz", "another output"),
+        ("--oracle dft:nonsense/sto-3g", "functional 'nonsense'"),
+        ("--charge 1", "None of the 1 structures got a label"),
+        ("--parsl nothing:here", "no Parsl configuration"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_2(run, line, says):
+    write("pool.extxyz", [molecule("H2O")])
+    code, _, err = run(f"label pool.extxyz {line}")
+    assert code == 2
+    assert says in err
+    assert "Traceback" not in err
+
+
+def test_the_same_command_after_a_kill_goes_on(tmp_path):
+    write(tmp_path / "pool.extxyz", [Atoms("H", [[1.0 + i, 0, 0]]) for i in range(16)])
+    note = tmp_path / "asked.txt"
+    oracle = f"ase:strange_calculators:Strange?seconds=0.1&note={note}"
+    command = [*SELECTRON, "label", "pool.extxyz", "--oracle", oracle, "-o", "out.extxyz"]
+    settings = {"cwd": tmp_path, "env": {**os.environ, "PYTHONPATH": str(STRANGE)}, "text": True}
+    first = subprocess.Popen(command, **settings, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    while first.poll() is None and (not note.exists() or len(note.read_text().splitlines()) < 5):
+        time.sleep(0.02)
+    first.send_signal(signal.SIGKILL)
+    first.communicate()
+    assert not (tmp_path / "out.extxyz").exists()
+    with LabelStore(tmp_path / "labels.db") as store:
+        kept = store.spent().labels
+    assert kept >= 4
+    second = subprocess.run(command, **settings, capture_output=True, check=True)
+    assert f"{16 - kept} new, {kept} reused, 0 failed" in second.stdout
+    assert [atoms.positions[0, 0] for atoms in read(tmp_path / "out.extxyz", ":")] == [1.0 + i for i in range(16)]
+
+
+def test_interrupted_and_terminated_runs_leave_no_engine(tmp_path):
+    write(tmp_path / "pool.extxyz", [Atoms("He")])
+    note = tmp_path / "asked.txt"
+    oracle = f"ase:strange_calculators:Strange?note={note}"
+    command = [*SELECTRON, "label", "pool.extxyz", "--oracle", oracle]
+    for number, code in [(signal.SIGINT, 130), (signal.SIGTERM, 143)]:
+        note.unlink(missing_ok=True)
+        process = subprocess.Popen(
+            command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(STRANGE)}, stderr=subprocess.PIPE
+        )
+        while process.poll() is None and (not note.exists() or not note.read_text().endswith("\n")):
+            time.sleep(0.02)
+        engine = int(note.read_text().split()[2])
+        process.send_signal(number)
+        process.communicate(timeout=30)
+        assert process.returncode == code
+        assert not Path(f"/proc/{engine}").exists()
+    with LabelStore(tmp_path / "labels.db") as store:
+        assert store.failures() == []
