@@ -80,11 +80,11 @@ EXPLORATION = 4
 class Settings(NamedTuple):
     """What the paper determines from pilot simulations and does not tell; see ``CONSTANTS`` for how each was chosen."""
 
-    bias_threshold: float = 5.0
+    bias_threshold: float = 2.0
     min_steps_skmd: int = 50
     min_steps_udd: int = 50
     uncertainty_threshold: float = 10.0
-    udd_height: float = 100.0
+    udd_height: float = 40.0
     udd_width: float = 20.0
     initial_width: float = 0.1
     energy_weight: float = 1.0
@@ -94,7 +94,7 @@ class Settings(NamedTuple):
     later_fit: int = 150
 
 
-SCALING = PlanarScaling(centre_A=(-0.2, 0.8), width_A=(1.6, 1.5), energy_eV=100.0, confinement_eV=20.0)
+SCALING = PlanarScaling(centre_A=(-0.2, 0.8), width_A=(1.6, 1.5), energy_eV=100.0, confinement_eV=200.0)
 PICTURED = (0, 1, 2, 4)
 
 
@@ -156,8 +156,13 @@ def collected(sampler: Sampler, trials: int, wanted: int) -> tuple[Tensor, Tenso
     last = state.positions.reshape(trials, -1, 3)[:, 0, :2].clone()
     while bool((count < wanted).any()):
         state, info = sampler.step(state)
-        if bool((state.ended >= 0).any()):
-            raise RuntimeError("a trajectory left the surface")
+        lost = torch.nonzero((state.ended >= 0) & (count < wanted)).squeeze(1)
+        for trial in lost.tolist():
+            # a trajectory that left the surface proposes nothing more: its last point stands for the rest
+            found[trial, int(count[trial]) :] = last[trial]
+            forced[trial] += wanted - float(count[trial])
+            steps[trial] = float(state.step)
+            count[trial] = wanted
         new = torch.nonzero((info.stopped >= 0) & (count < wanted)).squeeze(1)
         if len(new):
             found[new, count[new]] = info.positions[new, :2]
