@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from io import StringIO
 
 import numpy as np
 import pytest
@@ -13,10 +14,12 @@ from ase import Atoms
 from ase.build import molecule
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read, write
+from rich.console import Console
 
 from selectron.cli.app import main
 from selectron.potentials import load_potential
 from selectron.sampling.checkpoint import read_checkpoint
+from selectron.sampling.frames import Progress, Tally
 from selectron.sampling.output import part_of
 
 POINT = "--model surface:mueller-brown --at -0.55,1.44 --kT 20 --step-size 2e-4"
@@ -166,6 +169,29 @@ def test_bad_input_is_one_sentence_and_exit_code_2(line, run, folder):
     assert BAD[line] in err
     assert len(err.strip().splitlines()) == 1
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_terminal_sees_a_bar_and_a_log_sees_lines():
+    from selectron.cli.sample_progress import SampleLines, sample_progress_for
+
+    told = [Progress("ensemble", 20, 40), Progress("ensemble", 40, 40), Progress("sampling", 0, 200)]
+    told += [Progress("sampling", 20 * i, 200, 3, 2.0 * i, -1.5, 290.0, 0.25, Tally(acquired=i)) for i in range(1, 11)]
+    told.append(told[-1]._replace(finished="steps"))
+    screen = StringIO()
+    with sample_progress_for(Console(file=screen, force_terminal=True, width=160)) as bar:
+        for one in told:
+            bar(one)
+    assert all(
+        part in screen.getvalue() for part in ("200/200", "290 K", "-1.5000 eV", "bias 0.25 eV/Å", "10 acquired")
+    )
+    times, lines = iter(range(0, 1000, 3)), []
+    with SampleLines(lines.append, clock=lambda: next(times)) as log:
+        for one in told:
+            log(one)
+    assert lines[0].startswith("initial ensemble: step 40/40")
+    assert lines[-1].startswith("sampling: step 200/200")
+    assert 3 <= len(lines) <= 10
+    assert isinstance(sample_progress_for(Console(file=StringIO())), SampleLines)
 
 
 LONG = f"{POINT} {ENSEMBLE} --method skmd --stop-after 25 --stride 10 --checkpoint-every 50 --ensembles 2 -o x.extxyz"

@@ -1,6 +1,7 @@
 """Options of a sampling run: their defaults, what does not go together, and how mistakes are told."""
 
 import math
+from pathlib import Path
 
 import pytest
 import yaml
@@ -105,6 +106,25 @@ def test_options_survive_yaml(method, tmp_path):
     options = sample_options({"method": method, "kernel": {"bandwidth_schedule": "paper"}, "particles": 7})
     (tmp_path / "o.yaml").write_text(yaml.safe_dump(options.model_dump(mode="json")))
     assert load_yaml(tmp_path / "o.yaml", SampleOptions) == options
+
+
+def test_the_file_in_the_documentation_is_one(tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "sampling.md").read_text(encoding="utf-8")
+    (tmp_path / "o.yaml").write_text(page.split("```yaml\n")[1].split("```")[0], encoding="utf-8")
+    options = load_yaml(tmp_path / "o.yaml", SampleOptions)
+    assert options.model_copy(update={"iterations": None}) == sample_options({
+        "method": "a-skmd",
+        "temperature_K": 50,
+        "timestep_fs": 0.1,
+        "damping_amu_per_ps": 75,
+        "particles": 30,
+        "initial": {"relax": True},
+        "descriptor": {"name": "node-features"},
+        "kernel": {"bandwidth": "initial-median", "amplitude_schedule": "paper", "bandwidth_schedule": "paper"},
+        "max_displacement_A": 0.1,
+        "stopping": [{"kind": "bias-norm-below"}, {"kind": "fixed-steps", "steps": 2000}],
+        "geometry": {"min_distance_A": 0.5, "max_force_eV_A": 200, "max_energy_rise_eV": 5, "max_step_A": 2},
+    })  # fmt: skip
 
 
 def test_the_first_criterion_that_is_listed_gives_the_reason():

@@ -141,12 +141,14 @@ class _Run:
         self.one_moves = options.method in {"skmd", "a-skmd"}
         self.particles = particles_of(options, len(self.starts))
         tally.journeys = tally.journeys or [0] * options.ensembles
-        steps = self._steps
+        steps, first_step = self._steps, state.step
         done = ""
         if saved is not None and (saved.done not in {"", "steps"} or (steps is not None and state.step >= steps)):
             done = saved.done or "steps"
         elif saved is None:
             self._save(prepared, state, tally, "")
+        if self.on_step is not None and not done:
+            self.on_step(Progress("sampling", state.step, steps, tally=tally, thresholds=thresholds))
         while not done:
             until = self._until(state.step)
             state, found = _block(sampler, state, until - state.step)
@@ -160,7 +162,7 @@ class _Run:
             if done or state.step % options.checkpoint_every == 0:
                 self._save(prepared, state, tally, done)
             self._tell(found[-1], tally, thresholds, done)
-        if self.on_step is not None and saved is not None and saved.done:
+        if self.on_step is not None and first_step == state.step:
             self.on_step(Progress("sampling", state.step, steps, tally=tally, thresholds=thresholds, finished=done))
 
     @property
