@@ -92,12 +92,11 @@ def carry_out(order: Order) -> Outcome:
     return Outcome(None, _told(reasons), len(reasons), wall_s, core_s, versions)
 
 
-def stop_engines(customer: str | None = None) -> None:
-    """Kills the engines of this process that work for ``customer``, or all."""
-    if customer is not None:
-        _stopped.add(customer)
+def stop_engines(customer: str) -> None:
+    """Kills the engines of this process that work for ``customer``."""
+    _stopped.add(customer)
     for kept in list(_running):
-        if customer is None or kept.customer == customer:
+        if kept.customer == customer:
             with contextlib.suppress(Exception):
                 kept.engine.kill()
 
@@ -122,4 +121,9 @@ def _told(reasons: list[str]) -> str:
     return "; then ".join(dict.fromkeys(reasons))
 
 
-atexit.register(stop_engines)
+def _end() -> None:
+    for kept in list(_running):
+        kept.engine.stop()
+
+
+atexit.register(_end)
