@@ -27,7 +27,7 @@ CHOSEN = {
     "form": "sum over particles; see docs/samplers/skmd.md",
 }
 
-ANYWHERE = Geometry(min_distance_A=0.0, max_force_eV_A=1e7, max_energy_rise_eV=1e6)
+ANYWHERE = Geometry(min_distance_A=0.0, max_force_eV_A=1e7, max_energy_rise_eV=1e6, max_step_A=float("inf"))
 """Limits on the geometry that a point in the plane never crosses unless it is lost."""
 
 
