@@ -101,6 +101,7 @@ def quick_fine_tune(model, train, valid, options, folder, *, on_progress=None):
     from selectron.training.references import compositions
 
     potential = load_potential(model, dtype="float64")
+    valid = valid or train
     before = errors(potential, valid)
     found = errors(potential, train)
     table = compositions([atoms.numbers for atoms in train], potential.atomic_numbers)
@@ -112,7 +113,7 @@ def quick_fine_tune(model, train, valid, options, folder, *, on_progress=None):
     torch.save(new, path)
     after = before.shifted(compositions([atoms.numbers for atoms in valid], potential.atomic_numbers) @ shift)
     return FineTuned(
-        path, [], 0, 0.0, 0.0, None, before, before, after, len(train), 0 if valid is None else len(valid), []
+        path, [], 0, 0.0, 0.0, None, before, before, after, len(train), len(valid), []
     )
 
 

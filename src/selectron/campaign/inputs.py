@@ -97,6 +97,8 @@ def _divide(campaign: Campaign) -> dict[str, Any]:
         if part.files is not None:
             structures, bad = usable_structures(part.files, checks, name)
             sets[name] = [atoms for atoms in structures if structure_hash(atoms) not in taken]
+            if not sets[name]:
+                raise SelectronError(f"No structure of the {name} set is left: all stand in the test set too.")
             refused.append(bad)
             taken |= {structure_hash(atoms) for atoms in sets[name]}
     output |= {"index": None, "candidates": 0, "pool": 0, "repeated": 0}
