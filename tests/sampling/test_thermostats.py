@@ -210,10 +210,10 @@ def test_ethanol_in_the_embedded_model_has_the_right_temperature(method):
     field = Unbiased(system)
     if method == "brownian":
         sampler = brownian(field, kT_eV=kT, step_size=2.5e-4, seed=1)
-        states = trajectory(sampler, 300, 30, 25)
+        states = trajectory(sampler, 200, 25, 15)
     else:
         sampler = langevin(field, temperature_K=temperature, timestep_fs=0.5, damping_time_fs=20.0, seed=1)
-        states = trajectory(sampler, 300, 60, 12)
+        states = trajectory(sampler, 300, 50, 12)
     assert int(states[-1].ended.max()) == -1
     random = np.random.default_rng(0)
     excess, laplacians, step = [], [], 1e-3
