@@ -298,6 +298,18 @@ def test_a_start_that_breaks_in_the_burn_in_is_named():
         frames_of(argon, starts, method="skmd", **options)
 
 
+def test_the_width_of_the_uncertainty_bias_is_the_median_uncertainty_of_a_pilot_without_bias():
+    members = [load_potential(f"surface:harmonic?stiffness={k}") for k in (1.0, 1.2)]
+    options = {"method": "udd", "kT_eV": 0.2, "step_size": 0.05, "steps": 60, "stride": 5, "stopping": []}
+    options |= {"particles": 16, "pilot": {"steps": 400, "journeys": 1}}
+    frames, last = frames_of(members, [point(0.0, 0.0)], **options)
+    width = last.thresholds["udd-width"]
+    # r² in a harmonic plane is exponential with mean 2 kT/k, and σ = 0.2 r²/4
+    assert width == pytest.approx(0.05 * np.log(2.0) * 2.0 * 0.2 / 1.1, rel=0.15)
+    again, _ = frames_of(members, [point(0.0, 0.0)], **options, udd={"width_eV": width})
+    np.testing.assert_array_equal(where(frames), where(again))
+
+
 @pytest.mark.parametrize("method", ["udd", "hal"])
 def test_a_biased_committee_is_drawn_to_where_it_disagrees(method):
     """Two wells that agree at the origin: the bias pushes outwards."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -339,10 +339,7 @@ def _summary(last: Progress, options: SampleOptions, rate: float, files: _Files)
     lines = [f"{options.method}: {last.step:,} steps{pace}; ended by {_ENDS[last.finished]}."]
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in tally.reasons.items())
     lines.append(f"{_counted(tally.frames, 'frame')}, {tally.acquired:,} acquired{f' ({reasons})' if reasons else ''}.")
-    units: dict[str, Literal["eV/Å", "eV"]] = {"bias-norm-below": "eV/Å", "uncertainty-above": "eV"}
-    lines += [
-        f"Threshold of {kind}, from a pilot: {value:.4g} {units[kind]}." for kind, value in last.thresholds.items()
-    ]
+    lines += [f"From a pilot: {_FOUND[kind].format(value)}." for kind, value in last.thresholds.items()]
     if tally.ended:
         why = ", ".join(f"{count} × {reason}" for reason, count in Counter(e.reason for e in tally.ended).items())
         lines.append(
@@ -355,6 +352,11 @@ def _summary(last: Progress, options: SampleOptions, rate: float, files: _Files)
     return lines
 
 
+_FOUND = {
+    "bias-norm-below": "threshold of the bias norm {:.4g} eV/Å",
+    "uncertainty-above": "threshold of the uncertainty {:.4g} eV",
+    "udd-width": "width of the uncertainty bias {:.4g} eV",
+}
 _ENDS = {
     "steps": "the number of steps",
     "iterations": "the number of iterations",

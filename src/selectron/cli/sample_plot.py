@@ -36,7 +36,8 @@ def plot_frames(
         atoms.info["energy_eV"] = atoms.info.get("model_energy_eV")
         frames.append(atoms)
     planar = getattr(potential, "dimensions", 3) == 2
-    limits = {{"bias-norm-below": "bias_norm", "uncertainty-above": "uncertainty"}[k]: v for k, v in thresholds.items()}
+    quantities = {"bias-norm-below": "bias_norm", "uncertainty-above": "uncertainty"}
+    limits = {quantities[kind]: value for kind, value in thresholds.items() if kind in quantities}
     draw_sampling(
         {name: frames},
         path,

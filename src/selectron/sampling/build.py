@@ -40,7 +40,10 @@ from selectron.sampling.unbiased import Unbiased
 from selectron.sampling.units import BOLTZMANN_EV_PER_K, brownian_step_size, thermal_energy_eV
 
 Thresholds = dict[str, float]
-"""Thresholds in use, by kind of criterion: bias-norm-below in eV/Å, uncertainty-above in eV."""
+"""What a pilot found: thresholds by kind of criterion, bias-norm-below in eV/Å, uncertainty-above in eV; and :data:`WIDTH`."""
+
+WIDTH = "udd-width"
+"""Key of the width B of the uncertainty-driven bias in eV."""
 
 PARTICLES = 30
 """Of a Stein ensemble where nothing is said (SKMD, section 5.2)."""
@@ -153,6 +156,13 @@ def stopping_of(options: SampleOptions, thresholds: Thresholds) -> Stopping:
         criterion = bias_norm_below if isinstance(one, BiasNormBelow) else uncertainty_above
         made.append(criterion(threshold, one.min_steps))
     return tuple(made)
+
+
+def with_width(options: SampleOptions, found: Thresholds) -> SampleOptions:
+    """``options`` with the width of the uncertainty-driven bias that a pilot found, where there is one."""
+    if WIDTH not in found:
+        return options
+    return options.model_copy(update={"udd": options.udd.model_copy(update={"width_eV": found[WIDTH]})})
 
 
 def build(
@@ -295,7 +305,7 @@ def _field(system: System, members: Sequence[Potential], options: SampleOptions,
 
 
 def _committee_bias(options: SampleOptions) -> Bias:
-    if options.method == "udd":
+    if options.method == "udd" and options.udd.width_eV != "auto":
         return uncertainty_driven(height_eV=options.udd.height_eV, width_eV=options.udd.width_eV)
     if options.method == "hal":
         return hyperactive(relative_strength=options.hal.relative_strength, average_over=options.hal.average_over)
@@ -313,4 +323,4 @@ def _no_forces(system: System, said: Disagreement, memory: Any) -> tuple[Tensor,
 
 _nothing: Callable[[System], NamedTuple] = lambda system: _Nothing()  # noqa: E731
 _NO_BIAS = Bias(_nothing, _no_forces)
-"""The mean of a committee, so that plain dynamics knows its uncertainty."""
+"""The mean of a committee: plain dynamics that knows its uncertainty, and the pilot that finds a width."""

@@ -207,8 +207,9 @@ class UncertaintyDrivenOptions(Section):
     height_eV: Positive = 0.5
     """A: how far the bias lowers the energy."""
 
-    width_eV: Positive = 0.02
-    """B: σ/√n at which it has most of that effect; compare it with the uncertainties in the output."""
+    width_eV: Positive | Literal["auto"] = "auto"
+    """B: σ/√n at which it has most of that effect. ``auto``: the median of σ/√n in a pilot without bias; members that differ
+    by a constant make it large, and a bias far narrower than that is flat."""
 
 
 class HyperactiveOptions(Section):

@@ -13,7 +13,7 @@ from torch import Tensor
 from selectron.errors import SelectronError
 from selectron.potentials.base import Potential
 from selectron.sampling import noise
-from selectron.sampling.build import Thresholds, build
+from selectron.sampling.build import WIDTH, Thresholds, build, with_width
 from selectron.sampling.options import STEIN, BiasNormBelow, FixedSteps, SampleOptions, UncertaintyAbove
 from selectron.sampling.stopping import Criterion, Reading
 
@@ -43,54 +43,84 @@ def piloted(
     ``options.pilot.steps`` steps; the threshold of a criterion is the ``quantile`` of what it looks at, over all steps of all
     particles that are at least ``min_steps`` into a journey.
 
+    The width of the uncertainty-driven bias, where it is "auto", is the median of σ/√n in another pilot without bias.
+
     Raises SelectronError where a pilot sees no bias or no disagreement at all.
     """
     wanted = [one for one in options.criteria if not isinstance(one, FixedSteps) and one.threshold == "auto"]
-    readings: list[Reading] = []
+    total = options.pilot.steps * options.pilot.journeys
+    seed = noise.mixed(options.seed, 0, _STREAM)
+    narrow = options.method == "udd" and options.udd.width_eV == "auto"
+    passes = int(narrow) + bool(wanted)
+
+    def readings_of(options: SampleOptions, state: Any, done: int) -> list[Reading]:
+        readings: list[Reading] = []
+        stopping = (_recorder(readings, options.pilot.steps),)
+        sampler = build(
+            members, structures, options, particles=particles, stopping=stopping, seed=seed, bandwidth=bandwidth
+        )
+        for step in range(1, total + 1):
+            state, _ = sampler.step(state)
+            if on_step is not None:
+                on_step(done + step, passes * total)
+        return readings
+
+    never = (_recorder([], options.pilot.steps),)
+    first = build(members, structures, options, particles=particles, stopping=never, seed=options.seed)
+    first_state = first.init()
+    bandwidth = None
+    if options.method in STEIN and options.bandwidth == "initial-median":
+        held = first_state.memory.bias if hasattr(first_state, "momenta") else None
+        bandwidth = first_state.held_bandwidth if held is None else held.bandwidth
+    found: Thresholds = {}
+    if narrow:
+        # a width of "auto" has no bias yet
+        found[WIDTH] = _quantile(
+            readings_of(options, first_state, 0), "udd.width_eV", lambda one: one.uncertainty, 0.5, 0
+        )
+        options = with_width(options, found)
+        first_state = build(members, structures, options, particles=particles, stopping=never, seed=options.seed).init()
+    if wanted:
+        readings = readings_of(options, first_state, total * int(narrow))
+        found |= {one.kind: _threshold(one, readings) for one in wanted}
+    return Pilot(found, bandwidth, first_state)
+
+
+def _recorder(readings: list[Reading], steps: int) -> Criterion:
+    """Ends journeys after ``steps`` steps, and keeps what it saw."""
 
     def recording(reading: Reading) -> Tensor:
         readings.append(reading)
-        return reading.age >= options.pilot.steps
+        return reading.age >= steps
 
-    recorder = (Criterion("pilot", recording),)
-    first = build(members, structures, options, particles=particles, stopping=recorder, seed=options.seed)
-    state = first.init()
-    bandwidth = None
-    if options.method in STEIN and options.bandwidth == "initial-median":
-        bandwidth = state.memory.bias.bandwidth if hasattr(state, "momenta") else state.held_bandwidth
-    if not wanted:
-        return Pilot({}, bandwidth, state)
-    seed = noise.mixed(options.seed, 0, _STREAM)
-    sampler = build(
-        members, structures, options, particles=particles, stopping=recorder, seed=seed, bandwidth=bandwidth
-    )
-    total, after = options.pilot.steps * options.pilot.journeys, state
-    for step in range(1, total + 1):
-        after, _ = sampler.step(after)
-        if on_step is not None:
-            on_step(step, total)
-    return Pilot({one.kind: _threshold(one, readings) for one in wanted}, bandwidth, state)
+    return Criterion("pilot", recording)
 
 
 def _threshold(criterion: BiasNormBelow | UncertaintyAbove, readings: Sequence[Reading]) -> float:
+    if isinstance(criterion, BiasNormBelow):
+        return _quantile(readings, criterion.kind, lambda one: one.bias_norm, criterion.quantile, criterion.min_steps)
+    return _quantile(readings, criterion.kind, lambda one: one.uncertainty, criterion.quantile, criterion.min_steps)
+
+
+def _quantile(
+    readings: Sequence[Reading], what: str, look: Callable[[Reading], Tensor], quantile: float, min_steps: int
+) -> float:
+    """Of all that was read at least ``min_steps`` into a journey."""
     ages = torch.stack([reading.age for reading in readings]).cpu().numpy()
-    looked_at = [
-        reading.bias_norm if isinstance(criterion, BiasNormBelow) else reading.uncertainty for reading in readings
-    ]
-    values = torch.stack(looked_at).cpu().numpy()
-    values = values[(ages >= criterion.min_steps) & np.isfinite(values)]
+    values = torch.stack([look(reading) for reading in readings]).cpu().numpy()
+    values = values[(ages >= min_steps) & np.isfinite(values)]
     if not len(values):
         raise SelectronError(
-            f"The pilot for {criterion.kind} saw nothing: its journeys are shorter than min_steps ({criterion.min_steps}), or "
+            f"The pilot for {what} saw nothing: its journeys are shorter than min_steps ({min_steps}), or "
             "they broke; set pilot.steps or a threshold."
         )
-    found = float(np.quantile(values, criterion.quantile))
+    found = float(np.quantile(values, quantile))
     if not found > 0.0:
         raise SelectronError(
-            f"The pilot for {criterion.kind} saw values of zero only, which set no threshold: "
+            f"The pilot for {what} saw values of zero only, which set no threshold: "
             + (
                 "one particle alone feels no bias, and particles too far apart for the bandwidth feel none either."
-                if isinstance(criterion, BiasNormBelow)
+                if what == "bias-norm-below"
                 else "the members of the committee do not disagree."
             )
         )

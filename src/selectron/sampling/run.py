@@ -15,7 +15,15 @@ from ase import Atoms
 from torch import Tensor
 
 from selectron.potentials.base import Potential
-from selectron.sampling.build import Thresholds, build, check_members, check_structures, motion_of, stopping_of
+from selectron.sampling.build import (
+    Thresholds,
+    build,
+    check_members,
+    check_structures,
+    motion_of,
+    stopping_of,
+    with_width,
+)
 from selectron.sampling.checkpoint import (
     Checkpoint,
     Saved,
@@ -207,7 +215,7 @@ class _Run:
         return build(
             self.members,
             structures,
-            self.options,
+            with_width(self.options, thresholds),
             particles=particles_of(self.options, len(self.starts)),
             stopping=stopping_of(self.options, thresholds),
             seed=self.options.seed,
@@ -242,18 +250,20 @@ class _Run:
         """Counts what a step found, and gives its frames."""
         options = self.options
         due = options.stride > 0 and found.step % options.stride == 0
-        for index, row in enumerate(found.rows):
+        rows = found.rows
+        moving = (rows[:, _OVER] < 0) & (rows[:, _BROKEN] < 0)
+        if options.iterations is not None:
+            going_on = np.array(tally.journeys) < options.iterations
+            moving, rows = moving & going_on, np.where(going_on[:, None], rows, -1.0)
+        tally.shortened += int(rows[moving, _LIMITED].sum())
+        wanted = (rows[:, _BROKEN] >= 0) | moving & (due | (rows[:, _STOPPED] >= 0))
+        for index in np.flatnonzero(wanted).tolist():
+            row = rows[index]
             ensemble, particle = self._place(index, row)
-            finished = options.iterations is not None and tally.journeys[ensemble] >= options.iterations
-            if finished:
-                continue
             if row[_BROKEN] >= 0:
                 self._broke(Ended(found.step, ensemble, particle, REASONS[int(row[_BROKEN])]), tally)
                 tally.journeys[ensemble] += 1
                 continue
-            if row[_OVER] >= 0:
-                continue
-            tally.shortened += int(row[_LIMITED])
             stopped = int(row[_STOPPED])
             if stopped >= 0:
                 if options.acquisitions is not None and tally.acquired >= options.acquisitions:
