@@ -92,6 +92,17 @@ class Index(NamedTuple):
             return cls(data["places"], data["hashes"], data["groups"])
 
 
+class Candidates(NamedTuple):
+    """What may be picked: files of structures, and the artifact of their :class:`Index` (None: nothing).
+
+    ``named`` is what sampled structures are said to come from; "" for a pool, whose files say that.
+    """
+
+    files: tuple[str, ...]
+    table: str | None
+    named: str = ""
+
+
 class Refused(NamedTuple):
     """What of a pool is left out."""
 

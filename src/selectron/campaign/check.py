@@ -15,6 +15,7 @@ from ase import Atoms
 from ase.data import chemical_symbols
 
 from selectron.config.campaign import CampaignConfig
+from selectron.config.sampling import SamplingSection
 from selectron.config.sections import HeldOut
 from selectron.config.yaml_document import KeyPath, YamlDocument
 from selectron.errors import SelectronError
@@ -67,9 +68,13 @@ def check_campaign(document: YamlDocument, config: CampaignConfig) -> Findings:
     elif not findings.mistakes:
         potential = findings.attempt(("model", "file"), lambda: load_potential(model.file, head=model.head))
     elements = None if potential is None else potential.elements
-    pool = _pool(findings, ("pool", "files"), config.pool.files)
-    if pool is not None:
-        _check_pool(findings, config, pool, elements)
+    pool = None
+    if config.pool is not None:
+        pool = _pool(findings, ("pool", "files"), config.pool.files)
+        if pool is not None:
+            _check_pool(findings, config, pool, elements)
+    if config.sampling is not None and potential is not None:
+        _check_sampling(findings, config.sampling, potential)
     for name in ("test", "validation"):
         part: HeldOut | None = getattr(config, name)
         if part is not None and part.files is not None:
@@ -152,6 +157,16 @@ def _check_set(
             findings.wrong(where, text)
         else:
             findings.notes.append(f"{text}: they will be left out.")
+
+
+def _check_sampling(findings: Findings, section: SamplingSection, potential: Any) -> None:
+    """Starting structures and options that do not fit each other or the model; nothing is computed."""
+    from selectron.campaign.sampled import starting_structures
+    from selectron.sampling.run import run_sampling
+
+    starts = findings.attempt(("sampling", "starts"), lambda: starting_structures(section))
+    if starts is not None:
+        findings.attempt(("sampling",), lambda: run_sampling(potential, starts, section.run_options(0)))
 
 
 def _has_labels(atoms: Atoms) -> bool:

@@ -58,7 +58,7 @@ def _train(campaign: Campaign, asked: dict[str, Any], options: TrainOptions, nam
             validation,
             options,
             folder,
-            on_progress=lambda epoch: campaign.reporter.advance(int(epoch.epoch >= 0)),
+            on_progress=lambda epoch: campaign.reporter.advance(1) if epoch.epoch >= 0 else None,
         )
     except TrainingFailed as failure:
         check_room(campaign.folder)  # a trainer that could not write is no verdict on the model

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -103,6 +103,24 @@ class TrainingRecord:
 
 
 @dataclass(frozen=True)
+class Sampled:
+    """The sampling run of a round.
+
+    ``path`` holds the structures that could be picked (step, ensemble, particle, stopping_reason in ``info``), None where
+    there are none; ``frames`` and ``acquired`` count what the run gave, ``left_out`` what failed a check; ``ended`` are
+    trajectories that broke, as (step, ensemble, particle, reason). ``shared``: the other arm had the same run.
+    """
+
+    path: Path | None
+    frames: int
+    acquired: int
+    candidates: int
+    left_out: int
+    ended: Sequence[tuple[int, int, int, str]]
+    shared: bool
+
+
+@dataclass(frozen=True)
 class Uncertainty:
     """What may still be picked when a round begins.
 
@@ -117,7 +135,7 @@ class Uncertainty:
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds of one kind of stage (inputs, pick, label, train, measure), wall clock and processor time."""
+    """Seconds of one kind of stage (inputs, sample, pick, label, train, measure), wall clock and processor time."""
 
     wall_s: float
     core_s: float
@@ -130,6 +148,7 @@ class RoundRecord:
     arm: str
     round: int
     labels: int
+    sampled: Sampled | None
     picks: Sequence[PickRecord]
     left: Uncertainty | None
     training: TrainingRecord | None
@@ -267,6 +286,7 @@ def _read(folder: Path, state: CampaignState, config: CampaignConfig) -> Campaig
     for stage in stages:
         if stage.arm and stage.name != "stop":
             rounds.setdefault((stage.arm, stage.round), []).append(stage)
+    runs = {(stage.arm, stage.round): stage for stage in stages if stage.name == "sample"}
     inputs = next((stage for stage in stages if stage.name == "inputs"), None)
     measured = next((stage for stage in stages if stage.name == "measure" and not stage.arm), None)
     start = None if measured is None else _round("", 0, [measured], 0, artifacts, shared)
@@ -274,7 +294,9 @@ def _read(folder: Path, state: CampaignState, config: CampaignConfig) -> Campaig
     records: dict[str, list[RoundRecord]] = {SELECTED: [], RANDOM: []}
     for (arm, number), members in rounds.items():  # in the order of the campaign, so that "shared" is told in it
         before = records[arm][-1].labels if records[arm] else 0
-        records[arm].append(_round(arm, number, members, before, artifacts, shared))
+        one = _round(arm, number, members, before, artifacts, shared)
+        run = runs.get((arm, number)) or runs.get(("", number))
+        records[arm].append(one if run is None else replace(one, sampled=_sampled(run, artifacts)))
     for name in (SELECTED, RANDOM):
         stop = next((stage.output for stage in stages if stage.name == "stop" and stage.arm == name), None)
         arms[name] = ArmRecord(name, records[name], *_reason(stop), start)
@@ -359,6 +381,7 @@ def _round(
         arm=arm,
         round=number,
         labels=labels + sum(1 for pick in picks if pick.labelled),
+        sampled=None,
         picks=picks,
         left=_left(by_name["pick"][0]) if "pick" in by_name else None,
         training=_training(trained[-1], artifacts) if trained else None,
@@ -405,6 +428,19 @@ def _picks(stage: Stage, labels: Stage | None, offset: int, artifacts: Artifacts
             )
         )
     return found
+
+
+def _sampled(stage: Stage, artifacts: Artifacts) -> Sampled:
+    output = stage.output
+    return Sampled(
+        path=artifacts.path(output["structures"]) if output["structures"] else None,
+        frames=output["frames"],
+        acquired=output["acquired"],
+        candidates=output["candidates"],
+        left_out=output["left_out"],
+        ended=[(int(step), int(copy), int(particle), str(reason)) for step, copy, particle, reason in output["ended"]],
+        shared=stage.arm == "",
+    )
 
 
 def _left(stage: Stage) -> Uncertainty:

@@ -170,6 +170,7 @@ def _files(config: CampaignConfig) -> list[str]:
     """All files of structures that the campaign reads, in order."""
     parts = [config.pool, config.train, config.test, config.validation]
     patterns = [pattern for part in parts if part is not None for pattern in part.files or []]
+    patterns += config.sampling.starts if config.sampling is not None else []
     if not patterns:
         return []
     files, _ = find_files(list(dict.fromkeys(patterns)))

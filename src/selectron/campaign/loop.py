@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from selectron.campaign.candidates import Candidates
 from selectron.campaign.context import RANDOM, SELECTED, Campaign
 from selectron.campaign.fitting import measure, train
 from selectron.campaign.inputs import Inputs, read_inputs
@@ -97,6 +98,9 @@ def _buy_labels(campaign: Campaign, inputs: Inputs, arm: Arm, round: int) -> Sto
     wanted = min(budget.per_round, budget.labels - arm.labels)
     allowed = budget.failures_per_round or budget.per_round
     failures, attempt, reason = 0, 0, ""
+    candidates = _candidates(campaign, inputs, arm, round)
+    if candidates.table is None:
+        return Stop("exhausted", f"Sampling gave no usable structure in round {round}.")
     while wanted > 0:
         predictions = arm.measured[-1].output["validation"]
         request = Request(
@@ -107,6 +111,7 @@ def _buy_labels(campaign: Campaign, inputs: Inputs, arm: Arm, round: int) -> Sto
             model=arm.model,
             labelled=tuple(arm.labelled),
             failed=tuple(arm.failed),
+            candidates=candidates,
             # the rule on variances is asked once a round, before anything is bought
             validation_errors=predictions["predictions"] if predictions and attempt == 0 else None,
         )
@@ -135,6 +140,14 @@ def _buy_labels(campaign: Campaign, inputs: Inputs, arm: Arm, round: int) -> Sto
             "oracle", f"No label was obtained in round {round}: {_calls(failures)} failed (the first: {reason})."
         )
     return None
+
+
+def _candidates(campaign: Campaign, inputs: Inputs, arm: Arm, round: int) -> Candidates:
+    if campaign.config.pool is not None:
+        return Candidates(tuple(campaign.config.pool.files), inputs.candidates)
+    from selectron.campaign.sampled import sample_candidates
+
+    return sample_candidates(campaign, inputs, arm=arm.name, round=round, model=arm.model)
 
 
 def _enough_for_twin(twin: Arm, selected: Arm) -> Stop | None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from selectron.campaign.candidates import Index, PoolPart
+from selectron.campaign.candidates import Candidates, Index, PoolPart
 from selectron.campaign.context import RANDOM, Campaign, bare
 from selectron.campaign.inputs import Inputs
 from selectron.campaign.measuring import Predictions, finite
@@ -42,6 +42,7 @@ class Request:
     model: str
     labelled: tuple[str, ...]
     failed: tuple[str, ...]
+    candidates: Candidates
     validation_errors: str | None = None
 
 
@@ -67,6 +68,7 @@ def pick(campaign: Campaign, inputs: Inputs, request: Request) -> Stage:
     campaign.reporter.stage("pick", request.arm, request.round)
     asked: dict[str, Any] = {
         "inputs": inputs.key,
+        "candidates": request.candidates.table,
         "attempt": request.attempt,
         "wanted": request.wanted,
         "labelled": list(request.labelled),
@@ -91,16 +93,13 @@ def pick(campaign: Campaign, inputs: Inputs, request: Request) -> Stage:
 
 def _by_chance(campaign: Campaign, inputs: Inputs, request: Request) -> dict[str, Any]:
     """The next structures in one random order of all candidates, which is the same for all rounds."""
-    assert campaign.config.pool is not None
-    assert inputs.candidates is not None
-    index = Index.read(campaign.artifacts.path(inputs.candidates))
+    index, pool = _open(campaign, request)
     gone = {atoms.info["hash"] for atoms in campaign.read(request.labelled)} | set(request.failed)
     gone |= _hashes_of_train(campaign, inputs)
     order = np.random.default_rng([campaign.config.seed, 1]).permutation(len(index))
     open_ones = order[~np.isin(index.hashes[order], sorted(gone))]
-    pool = campaign.pool(campaign.config.pool.files)
     picks = [
-        _entry(rank, int(index.places[place]), str(index.hashes[place]), pool)
+        _entry(rank, int(index.places[place]), str(index.hashes[place]), pool, request)
         for rank, place in enumerate(open_ones[: request.wanted].tolist(), start=1)
     ]
     return _kept(campaign, request, pool, picks) | {"left": {"structures": len(open_ones)}, "stop": None, "notes": []}
@@ -114,11 +113,8 @@ def _hashes_of_train(campaign: Campaign, inputs: Inputs) -> set[str]:
 
 def _by_selector(campaign: Campaign, inputs: Inputs, request: Request) -> dict[str, Any]:
     config = campaign.config
-    assert config.pool is not None
-    assert inputs.candidates is not None
-    index = Index.read(campaign.artifacts.path(inputs.candidates))
+    index, whole = _open(campaign, request)
     index = index.take(np.flatnonzero(~np.isin(index.hashes, sorted(request.failed))))
-    whole = campaign.pool(config.pool.files)
     part = PoolPart(whole, index.places)
     known = [name for name in (inputs.train, *request.labelled) if name is not None]
     train = Pool.open([campaign.artifacts.path(name) for name in known]) if known else None
@@ -155,7 +151,7 @@ def _by_selector(campaign: Campaign, inputs: Inputs, request: Request) -> dict[s
     picks = []
     for one in screening.picks:
         place = int(screening.catalogue.indices[one.place])
-        entry = _entry(one.rank, int(index.places[place]), str(index.hashes[place]), whole)
+        entry = _entry(one.rank, int(index.places[place]), str(index.hashes[place]), whole, request)
         entry |= finite({"score": one.score, "variance": one.variance, "distance": one.nearest_distance})
         entry["nearest"] = _origin(campaign, known, one.nearest_training)
         picks.append(entry)
@@ -256,8 +252,16 @@ def _scratch_for(campaign: Campaign, request: Request) -> Path:
     return parent / name
 
 
-def _entry(rank: int, place: int, key: str, pool: Pool) -> dict[str, Any]:
-    source = pool.source(place)
+def _open(campaign: Campaign, request: Request) -> tuple[Index, Pool]:
+    """The candidates, and the pool that they are in."""
+    assert request.candidates.table is not None
+    index = Index.read(campaign.artifacts.path(request.candidates.table))
+    return index, campaign.pool(request.candidates.files)
+
+
+def _entry(rank: int, place: int, key: str, pool: Pool, request: Request) -> dict[str, Any]:
+    named = request.candidates.named
+    source = Source(named, place) if named else pool.source(place)
     return {
         "rank": rank,
         "place": place,

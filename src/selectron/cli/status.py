@@ -15,6 +15,15 @@ if TYPE_CHECKING:
     from selectron.campaign.history import ArmRecord, CampaignRecord, RoundRecord
 
 
+PARTS = {
+    "sample": "sampling",
+    "pick": "picking",
+    "label": "labels",
+    "train": "training",
+    "measure": "measuring",
+}
+
+
 def register(app: typer.Typer) -> None:
     """Adds the command to ``app``."""
     app.command("status")(status)
@@ -117,7 +126,7 @@ def _labels_left(record: CampaignRecord, arm: ArmRecord) -> int:
 
 def _costs(record: CampaignRecord) -> str:
     parts = []
-    for name, what in (("label", "labels"), ("train", "training"), ("pick", "picking"), ("measure", "measuring")):
+    for name, what in PARTS.items():
         if name in record.costs:
             parts.append(f"{what} {_duration(record.costs[name].wall_s)}")
     calls = f"{record.oracle_calls} oracle call{'' if record.oracle_calls == 1 else 's'}"

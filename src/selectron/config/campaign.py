@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field, ValidationInfo, model_validator
 
 from selectron.config.fields import POOL_WORDS, FilePath, beside, model_file_beside
 from selectron.config.load import Section
+from selectron.config.sampling import SamplingSection
 from selectron.config.sections import (
     Budget,
     FeaturesSection,
@@ -53,8 +54,11 @@ class CampaignConfig(Section):
     seed: Annotated[int, Field(ge=0)] = 0
     """Of everything random: sketches, selectors, the random twin, the split of the pool; added to the trainer's own seed."""
 
-    pool: PoolSection
+    pool: PoolSection | None = None
     """Candidates from files."""
+
+    sampling: SamplingSection | None = None
+    """Candidates that are sampled with the model of each round; instead of ``pool``."""
 
     model: ModelSection
     """The pretrained model."""
@@ -104,10 +108,14 @@ class CampaignConfig(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> CampaignConfig:
+        if (self.pool is None) == (self.sampling is None):
+            raise ValueError("give either pool or sampling: candidates come from one of them")
         rules = self.stop
         if self.validation is None and (rules.target or rules.plateau or rules.variance):
             raise ValueError("the stopping rules need a validation set: add the section validation")
         held = [one for one in (self.test, self.validation) if one is not None and one.fraction is not None]
+        if held and self.pool is None:
+            raise ValueError("a fraction of the pool can be held out only where there is a pool: name files for test")
         if sum(one.fraction or 0.0 for one in held) >= 1.0:
             raise ValueError("test and validation would hold out the whole pool")
         return self

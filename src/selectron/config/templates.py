@@ -52,6 +52,51 @@ stop:
 baseline: random               # a twin that picks by chance, to tell what selection saved
 """
 
+SAMPLING = """\
+# A campaign that samples its candidates: SKMD of one molecule with the model of each round; runs as it is.
+# 'selectron schema' lists every key with its meaning; relative paths are taken from the folder of this file.
+name: campaign from one molecule
+seed: 0
+
+sampling:
+  starts: [embedded-train]     # your own: one structure, or several of the same atoms in the same order
+  start_indices: [3]           # only these structures of the files
+  method: skmd                 # or a-skmd, synchronous-skmd, langevin, brownian, metad
+  temperature_K: 500
+  particles: 10
+  iterations: 60               # journeys of a particle; the end of each is a candidate
+  stopping:
+  - kind: fixed-steps
+    steps: 50
+  initial:
+    burn_in_steps: 500
+    snapshot_every: 50
+
+model:
+  file: embedded
+train:
+  files: [embedded-train]
+
+test:                          # here: all structures of the embedded pool, of many molecules
+  files: [embedded]
+
+features:
+  name: energy-ntk
+selector:
+  name: ipv
+
+oracle:
+  kind: gfn2-xtb
+trainer:
+  epochs: 15
+  learning_rate: 0.002
+  batch_size: 8
+
+budget:
+  labels: 20
+  per_round: 10
+"""
+
 DFT = """\
 # A campaign with your own files and DFT labels (PySCF); edit the paths before you run it.
 name: campaign with DFT labels
@@ -99,6 +144,7 @@ stop:
 
 TEMPLATES: dict[str, tuple[str, str]] = {
     "campaign": ("runs as it is, on the embedded model and pool with GFN2-xTB, in a few minutes", CAMPAIGN),
+    "sampling": ("runs as it is: candidates by SKMD from one molecule, GFN2-xTB, in a few minutes", SAMPLING),
     "dft": ("your own pool and model, labels by DFT, several calls at once", DFT),
 }
 """What each is for, and its text, by name."""
