@@ -67,7 +67,7 @@ class BiasNormBelow(Section):
     kind: Literal["bias-norm-below"] = "bias-norm-below"
 
     threshold: Positive | Literal["auto"] = "auto"
-    """γ in eV/Å. ``auto``: the ``quantile`` of the norms that a pilot sees after ``min_steps``."""
+    """γ in eV/Å. ``auto``: the ``quantile`` of the norms in a journey of a pilot after ``min_steps``, median over journeys."""
 
     min_steps: Annotated[int, Field(ge=0)] = 50
     """No acquisition before so many steps."""
@@ -82,7 +82,7 @@ class UncertaintyAbove(Section):
     kind: Literal["uncertainty-above"] = "uncertainty-above"
 
     threshold: Positive | Literal["auto"] = "auto"
-    """In eV. ``auto``: the ``quantile`` of the uncertainties that a pilot sees after ``min_steps``."""
+    """In eV. ``auto``: the ``quantile`` of a pilot's uncertainties, likewise."""
 
     min_steps: Annotated[int, Field(ge=0)] = 50
     """No acquisition before so many steps."""

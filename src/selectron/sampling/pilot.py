@@ -40,8 +40,9 @@ def piloted(
 
     The paper sets its thresholds "by tracking the acquisition function over a pilot simulation" (SKMD, appendix E.1) and
     gives no rule. Ours: the sampler runs from the same beginning, with noise of its own, in journeys of
-    ``options.pilot.steps`` steps; the threshold of a criterion is the ``quantile`` of what it looks at, over all steps of all
-    particles that are at least ``min_steps`` into a journey.
+    ``options.pilot.steps`` steps; the threshold of a criterion is the median over all journeys of the ``quantile`` of what
+    it looks at in the steps of a journey after ``min_steps``. So half of all journeys as long as those of the pilot reach it,
+    however different the particles' surroundings are.
 
     The width of the uncertainty-driven bias, where it is "auto", is the median of σ/√n in another pilot without bias.
 
@@ -105,16 +106,23 @@ def _threshold(criterion: BiasNormBelow | UncertaintyAbove, readings: Sequence[R
 def _quantile(
     readings: Sequence[Reading], what: str, look: Callable[[Reading], Tensor], quantile: float, min_steps: int
 ) -> float:
-    """Of all that was read at least ``min_steps`` into a journey."""
+    """The median over journeys of each journey's quantile of what was read after ``min_steps``."""
     ages = torch.stack([reading.age for reading in readings]).cpu().numpy()
     values = torch.stack([look(reading) for reading in readings]).cpu().numpy()
-    values = values[(ages >= min_steps) & np.isfinite(values)]
-    if not len(values):
+    number = np.cumsum(np.vstack([np.zeros_like(ages[:1]), ages[1:] <= ages[:-1]]), axis=0)
+    seen = (ages >= min_steps) & np.isfinite(values)
+    journeys = [
+        values[seen[:, row] & (number[:, row] == journey), row]
+        for row in range(values.shape[1])
+        for journey in range(number[-1, row] + 1)
+    ]
+    each = [float(np.quantile(journey, quantile)) for journey in journeys if len(journey)]
+    if not each:
         raise SelectronError(
             f"The pilot for {what} saw nothing: its journeys are shorter than min_steps ({min_steps}), or "
             "they broke; set pilot.steps or a threshold."
         )
-    found = float(np.quantile(values, quantile))
+    found = float(np.median(each))
     if not found > 0.0:
         raise SelectronError(
             f"The pilot for {what} saw values of zero only, which set no threshold: "
