@@ -83,10 +83,10 @@ def test_the_bias_of_uncertainty_driven_dynamics_is_the_gradient_of_its_potentia
 
 def test_the_hyperactive_bias_is_the_gradient_of_the_spread_with_the_strength_of_running_means():
     system, members = committee("molecule")
-    force_field = CommitteeField(system, members, hyperactive(relative_strength=0.4, average_over=3))
+    force_field = CommitteeField(system, members, hyperactive(relative_strength=0.4, average_over=2))
     random = np.random.default_rng(0)
     memory, forces, gradients = force_field.start(), [], []
-    for visit in range(4):
+    for visit in range(3):
         positions = system.template.positions + torch.from_numpy(random.normal(0, 0.02, (6, 3)))
         gradient = -descent(lambda r: spread(system, members, r).sum(), positions)
         field, memory = force_field(positions, memory, visit)
@@ -95,13 +95,13 @@ def test_the_hyperactive_bias_is_the_gradient_of_the_spread_with_the_strength_of
         if visit == 0:
             mean_force, mean_gradient = forces[0], gradients[0]
         else:
-            share = 1 / min(visit + 1, 3)
+            share = 1 / min(visit + 1, 2)
             mean_force = (1 - share) * mean_force + share * forces[-1]
             mean_gradient = (1 - share) * mean_gradient + share * gradients[-1]
         strength = 0.4 * mean_force / mean_gradient
         expected = system.of_atoms(strength)[:, None] * gradient
         torch.testing.assert_close(field.bias_forces, expected, atol=1e-6, rtol=1e-4)
-    assert torch.equal(memory.bias.samples, torch.full((2,), 4.0, dtype=torch.float64))
+    assert torch.equal(memory.bias.samples, torch.full((2,), 3.0, dtype=torch.float64))
 
 
 def test_uncertainty_driven_dynamics_goes_where_the_committee_disagrees_and_metadynamics_away_from_where_it_was():
