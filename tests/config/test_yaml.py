@@ -23,14 +23,14 @@ class Cat(Section):
 
 class Dog(Section):
     kind: Literal["dog"]
-    tricks: list[str] = []
+    tricks: tuple[str, ...] = ()
 
 
 class House(Section):
     street: str
     area_m2: Annotated[float, Field(gt=0.0)] = 100.0
     pet: Annotated[Cat | Dog, Field(discriminator="kind")] | None = None
-    rooms: list[Cat] = []
+    rooms: tuple[Cat, ...] = ()
 
 
 def load(tmp_path, text, model=House):
@@ -78,6 +78,7 @@ def test_places_are_those_of_the_text(tmp_path):
         ("street: A\narea_m2: -3\n", "2:10", ["area_m2", "greater than 0", "-3"]),
         ("street: A\n\narea_m2: big\n", "3:10", ["area_m2", "number", "'big'"]),
         ("area_m2: 3\n", "1:1", ["'street' is missing"]),
+        ("area_m2: 3\nstret: A\n", "2:1", ["did you mean 'street'?"]),
         ("street: A\npet:\n  kind: cta\n", "3:9", ["pet.kind", "'cat'", "dog"]),
         ("street: A\npet:\n  lives: 3\n", "3:3", ["'kind' of 'pet' is missing"]),
         ("street: A\npet:\n  kind: dog\n  lives: 3\n", "4:3", ["'lives' is no key of 'pet'", "kind, tricks"]),
@@ -145,7 +146,9 @@ def test_paths_are_those_of_the_folder_of_the_file(tmp_path, monkeypatch):
     assert config.oracle.model == f"{here}/big.model"
     assert config.trainer.replay == [f"{here}/old.xyz", "embedded-train"]
     assert config.label_store == f"{here}/labels.db"
-    assert load_yaml(campaign(tmp_path, model="{file: mace-off23-small}"), CampaignConfig).model.file == "mace-off23-small"
+    assert (
+        load_yaml(campaign(tmp_path, model="{file: mace-off23-small}"), CampaignConfig).model.file == "mace-off23-small"
+    )
     # what is kept in a campaign's state needs no folder
     assert CampaignConfig.model_validate(config.model_dump(mode="json")) == config
 

@@ -39,12 +39,23 @@ def checked(document: YamlDocument, model: type[Model]) -> Model:
     try:
         return model.model_validate(document.data, context={"folder": document.path.resolve().parent})
     except ValidationError as error:
-        lines = [sentence for _, sentence in sorted(_sentence(document, model, one) for one in error.errors())]
+        mistakes = _without_echoes(model, error.errors())
+        lines = [sentence for _, sentence in sorted(_sentence(document, model, one) for one in mistakes)]
     if len(lines) == 1:
         raise SelectronError(lines[0])
     raise SelectronError(
         f"{document.path.name} has {len(lines)} mistakes:\n" + "\n".join(f"  {line}" for line in lines)
     )
+
+
+def _without_echoes(model: type[BaseModel], errors: Sequence[Any]) -> list[Any]:
+    """``errors`` without keys that are missing because they stand there misspelt."""
+    meant = set()
+    for error in errors:
+        if error["type"] == "extra_forbidden":
+            inside = error["loc"][:-1]
+            meant |= {(inside, near) for near in _close(error["loc"][-1], _keys_at(model, inside))}
+    return [one for one in errors if one["type"] != "missing" or (one["loc"][:-1], one["loc"][-1]) not in meant]
 
 
 def _sentence(document: YamlDocument, model: type[BaseModel], error: Mapping[str, Any]) -> tuple[int, str]:
@@ -91,9 +102,15 @@ def _unknown(where: KeyPath, known: Sequence[str]) -> str:
 
 
 def _nearest(given: object, known: Sequence[str]) -> str:
+    near = _close(given, known)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _close(given: object, known: Sequence[str]) -> list[str]:
+    """The one of ``known`` that is most like ``given``, if any is."""
     lowered = {name.lower(): name for name in known}
     near = get_close_matches(str(given).lower(), list(lowered), n=1, cutoff=0.6)
-    return f"; did you mean {lowered[near[0]]!r}?" if near and lowered[near[0]] != given else ""
+    return [lowered[one] for one in near if lowered[one] != given]
 
 
 def _of(choices: Sequence[str]) -> str:
