@@ -1,0 +1,311 @@
+"""Pictures of a campaign: learning curves, losses, parity, costs."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from selectron.report.campaign_statistics import Curve
+from selectron.report.campaign_style import (
+    ACCENT,
+    ARM_COLOURS,
+    ARM_DASHES,
+    ARM_MARKERS,
+    ARM_NAMES,
+    INK,
+    QUANTITY_NAMES,
+    RANDOM,
+    ROUNDS,
+    RULE,
+    SELECTED,
+    dress,
+    log_if_wide,
+    sheet,
+    svg,
+    unit_of,
+)
+
+if TYPE_CHECKING:
+    from selectron.campaign.history import ArmRecord, CampaignRecord, Measured, RoundRecord
+
+DENSE = 1500  # more points than this are drawn as a density
+PANELS = 12  # small multiples of trainings an arm
+
+
+def learning_curves(record: CampaignRecord, curves: Mapping[str, Curve]) -> str:
+    """Errors on the test set against labels, all arms, with the spread over the test structures; "" without any."""
+    if not curves:
+        return ""
+    figure = sheet(8.6, 5.4)
+    all_axes = figure.subplots(2, 2, sharex=True)
+    rule = record.config.stop.target
+    for axes, quantity in zip(all_axes.T.ravel(), QUANTITY_NAMES, strict=True):
+        seen: list[float] = []
+        for name, curve in curves.items():
+            low, high = curve.band(quantity)
+            values = curve.errors[quantity]
+            colour = ARM_COLOURS[name]
+            if len(values) > 1:
+                axes.fill_between(curve.labels, low, high, color=colour, alpha=0.15, linewidth=0)
+            axes.plot(
+                curve.labels,
+                values,
+                color=colour,
+                linestyle=ARM_DASHES[name],
+                marker=ARM_MARKERS[name],
+                markersize=4.5,
+                linewidth=1.6,
+            )
+            seen += values[np.isfinite(values)].tolist()
+        if rule is not None and rule.quantity == quantity:
+            axes.axhline(rule.below, color=ACCENT, linewidth=1.0, linestyle=(0, (1, 1.5)))
+            seen.append(rule.below)
+            labels, errors = record.selected.curve(quantity, of="validation")
+            known = [value if value is not None else np.nan for value in errors]
+            axes.plot(labels, known, color=ACCENT, linewidth=0.9, marker=".", markersize=4)
+            seen += [value for value in known if np.isfinite(value)]
+        dress(axes)
+        log_if_wide(axes, seen)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.set_title(f"{QUANTITY_NAMES[quantity]} ({unit_of(quantity)})", loc="left", fontsize=9)
+    for axes in all_axes[-1]:
+        axes.set_xlabel("labels")
+    handles = [
+        Line2D([], [], color=ARM_COLOURS[one], linestyle=ARM_DASHES[one], marker=ARM_MARKERS[one], markersize=4.5)
+        for one in curves
+    ]
+    names = [ARM_NAMES[one] for one in curves]
+    if rule is not None:
+        handles.append(Line2D([], [], color=ACCENT, linestyle=(0, (1, 1.5))))
+        handles.append(Line2D([], [], color=ACCENT, linewidth=0.9, marker=".", markersize=4))
+        names += [f"target {rule.below:g} {unit_of(rule.quantity)}", "selected, validation set"]
+    figure.legend(
+        handles, names, loc="outside upper left", ncols=len(names), frameon=False, fontsize=8.5, labelcolor=INK
+    )
+    words = "; ".join(_curve_words(name, curve) for name, curve in curves.items())
+    count = record.start.test.structures if record.start and record.start.test else 0
+    caption = (
+        f"Errors on the {count:,} test structures; the first point is the model before fine-tuning. Bands: 95 % of "
+        "bootstrap resamples of the test structures. They say nothing of other seeds of training and selection."
+    )
+    return svg(figure, f"Learning curves. {words}.", caption=caption)
+
+
+def _curve_words(name: str, curve: Curve) -> str:
+    values = curve.errors["force_rmse_eV_A"]
+    return (
+        f"{ARM_NAMES[name]}: force RMSE {values[0]:.4g} eV/Å at {curve.labels[0]} labels, "
+        f"{values[-1]:.4g} at {curve.labels[-1]}"
+    )
+
+
+def parity(record: CampaignRecord) -> str:
+    """Predicted against reference energies and force components, before and after; "" before anything is measured."""
+    columns: list[tuple[str, Measured]] = []
+    if record.start is not None and record.start.test is not None:
+        columns.append(("before", record.start.test))
+    for arm in record.arms:
+        last = _last_measured(arm)
+        if last is not None and last.test is not None:
+            columns.append((f"{ARM_NAMES[arm.name]}, {last.labels:,} labels", last.test))
+    if not columns:
+        return ""
+    read = [(name, one, one.predictions()) for name, one in columns]
+    figure = sheet(2.85 * len(read) + 0.3, 5.5)
+    grid = figure.subplots(2, len(read), squeeze=False, sharex="row", sharey="row")
+    # Energies are referred to the mean label: absolute ones differ by elements, not by how good the model is.
+    energies = []
+    for _, _, found in read:
+        centre = float((found.energy_label_eV / found.atoms).mean())
+        energies.append((found.energy_label_eV / found.atoms - centre, found.energy_eV / found.atoms - centre))
+    forces = [(found.force_labels.ravel(), found.forces.ravel()) for _, _, found in read]
+    limits = _limits(energies), _limits(forces)
+    for column, (name, one, _) in enumerate(read):
+        errors = (
+            (one.energy_rmse_meV_atom, one.energy_mae_meV_atom, "meV/atom"),
+            (one.force_rmse_eV_A, one.force_mae_eV_A, "eV/Å"),
+        )
+        for row, pairs in enumerate((energies, forces)):
+            axes = grid[row, column]
+            _cloud(axes, *pairs[column], limits[row])
+            rmse, mae, unit = errors[row]
+            axes.text(
+                0.04,
+                0.96,
+                f"RMSE {_short(rmse)}\nMAE {_short(mae)} {unit}",
+                transform=axes.transAxes,
+                va="top",
+                fontsize=8,
+                color=INK,
+            )
+            if row == 0:
+                axes.set_title(name, loc="left", fontsize=9)
+            axes.set_xlabel(("label, energy (eV/atom)", "label, force component (eV/Å)")[row])
+            if column == 0:
+                axes.set_ylabel(("model (eV/atom)", "model (eV/Å)")[row])
+            dress(axes)
+    count = read[0][1].structures
+    words = "; ".join(
+        f"{name}: energy RMSE {_short(one.energy_rmse_meV_atom)} meV/atom, force RMSE {_short(one.force_rmse_eV_A)} eV/Å"
+        for name, one, _ in read
+    )
+    caption = (
+        f"Model against label on the {count:,} test structures. Energies per atom are counted from the mean of the labels, "
+        "so a constant shift between the two levels of theory stays visible. More than "
+        f"{DENSE:,} points are drawn as a density (brighter is denser, logarithmic)."
+    )
+    return svg(figure, f"Parity plots on the test set. {words}.", caption=caption)
+
+
+def _last_measured(arm: ArmRecord) -> RoundRecord | None:
+    done = [one for one in arm.rounds if one.finished]
+    return done[-1] if done else None
+
+
+def _limits(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[float, float]:
+    """Shared by all columns of a row: the labels decide, and predictions up to half their range beyond."""
+    labels, said = (np.concatenate([pair[k] for pair in pairs]) for k in range(2))
+    labels, said = labels[np.isfinite(labels)], said[np.isfinite(said)]
+    low, high = (float(labels.min()), float(labels.max())) if labels.size else (0.0, 1.0)
+    room = 0.5 * (high - low) or 0.5
+    if said.size:
+        low, high = max(min(low, float(said.min())), low - room), min(max(high, float(said.max())), high + room)
+    margin = 0.04 * (high - low) or 0.5
+    return low - margin, high + margin
+
+
+def _cloud(axes: Axes, label: np.ndarray, said: np.ndarray, limits: tuple[float, float]) -> None:
+    """Points, or a density where there are many; what lies beyond the frame stands at its edge and is counted."""
+    known = np.isfinite(label) & np.isfinite(said)
+    label, said = label[known], said[known]
+    beyond = int(((said < limits[0]) | (said > limits[1])).sum())
+    said = np.clip(said, *limits)
+    axes.plot(limits, limits, color=INK, linewidth=0.7, alpha=0.6, zorder=1)
+    if len(label) > DENSE:
+        counts, x, y = np.histogram2d(label, said, bins=110, range=(limits, limits))
+        masked = np.ma.masked_less(counts.T, 1)
+        axes.pcolormesh(x, y, masked, cmap=ROUNDS, norm=LogNorm(1, max(2, counts.max())), rasterized=True, zorder=2)
+    else:
+        axes.scatter(label, said, s=7, color=SELECTED, alpha=0.45, linewidths=0, zorder=2, rasterized=len(label) > 400)
+    axes.set(xlim=limits, ylim=limits, aspect="equal")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(5))
+    notes = [f"{beyond:,} beyond the frame"] if beyond else []
+    notes += [f"{int((~known).sum()):,} not finite"] if not known.all() else []
+    if notes:
+        axes.text(0.97, 0.03, "\n".join(notes), transform=axes.transAxes, ha="right", fontsize=7.5, color=ACCENT)
+
+
+def losses(arm: ArmRecord) -> str:
+    """A panel for each training: validation loss by epoch, the kept epoch marked; "" without any."""
+    trained = [one for one in arm.rounds if one.training is not None and len(one.training.history) > 0]
+    if not trained:
+        return ""
+    shown = trained
+    if len(trained) > PANELS:
+        shown = [trained[i] for i in np.unique(np.linspace(0, len(trained) - 1, PANELS).round().astype(int))]
+    columns = min(4, len(shown))
+    rows = -(-len(shown) // columns)
+    figure = sheet(2.15 * columns + 0.3, 1.55 * rows + 0.45)
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for place, axes in enumerate(grid.ravel()):
+        if place >= len(shown):
+            axes.set_visible(False)
+            continue
+        one = shown[place]
+        assert one.training is not None
+        history = [entry for entry in one.training.history if entry["epoch"] is not None]
+        epochs = np.array([entry["epoch"] + 1 for entry in history])
+        every = []
+        for key, colour, style in (("train_loss", RULE, "-"), ("valid_loss", ARM_COLOURS[arm.name], "-")):
+            values = np.array([np.nan if entry.get(key) is None else entry[key] for entry in history], dtype=float)
+            shade = INK if key == "train_loss" else colour
+            axes.plot(
+                epochs,
+                values,
+                color=shade,
+                linewidth=0.8 if key == "train_loss" else 1.4,
+                linestyle=(0, (1, 1)) if key == "train_loss" else style,
+            )
+            every += values.tolist()
+            if key == "valid_loss" and one.training.best_epoch is not None:
+                best = np.flatnonzero(epochs == one.training.best_epoch + 1)
+                axes.plot(epochs[best], values[best], marker="o", markersize=4.5, color=colour, linestyle="none")
+        stages = {entry["stage"] for entry in history}
+        if len(stages) > 1:
+            turn = next(entry["epoch"] for entry in history if entry["stage"] == 2)
+            axes.axvline(turn + 0.5, color=RULE, linewidth=0.8)
+        dress(axes)
+        log_if_wide(axes, every)
+        axes.tick_params(labelsize=7)
+        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+        axes.set_title(f"round {one.round}, {one.training.structures:,} structures", loc="left", fontsize=8)
+        if place // columns == rows - 1:
+            axes.set_xlabel("epochs", fontsize=8)
+    handles = [
+        Line2D([], [], color=ARM_COLOURS[arm.name], linewidth=1.4),
+        Line2D([], [], color=INK, linewidth=0.8, linestyle=(0, (1, 1))),
+        Line2D([], [], color=ARM_COLOURS[arm.name], marker="o", linestyle="none", markersize=4.5),
+    ]
+    figure.legend(
+        handles,
+        ["validation loss", "training loss", "kept epoch"],
+        loc="outside upper left",
+        ncols=3,
+        frameon=False,
+        fontsize=8,
+        labelcolor=INK,
+    )
+    left_out = f" {len(shown)} of {len(trained)} trainings are shown." if len(shown) < len(trained) else ""
+    return svg(
+        figure,
+        f"Losses of the trainings of the {ARM_NAMES[arm.name]} arm, {len(shown)} panels, by epoch.",
+        caption=f"{html.escape(ARM_NAMES[arm.name]).capitalize()}: weighted losses as the trainer counts them.{left_out}",
+    )
+
+
+def cost_bars(costs: Mapping[str, Mapping[str, float]]) -> str:
+    """Stacked bars of processor hours by kind of work; ``costs`` by arm, then by kind, in core seconds; "" without any."""
+    kinds = ("labelling", "training", "screening", "measuring")
+    arms = [arm for arm, parts in costs.items() if sum(parts.values()) > 0]
+    if not arms:
+        return ""
+    largest = max(sum(costs[arm].values()) for arm in arms)
+    scale, unit = (
+        (3600.0, "core hours") if largest >= 3600 else (60.0, "core minutes") if largest > 120 else (1.0, "core s")
+    )
+    figure = sheet(7.4, 0.42 * len(arms) + 0.85)
+    axes = figure.subplots()
+    shades = dict(zip(kinds, (SELECTED, RANDOM, ACCENT, INK), strict=True))
+    for place, arm in enumerate(arms):
+        start = 0.0
+        for kind in kinds:
+            width = costs[arm].get(kind, 0.0) / scale
+            alpha = 0.35 if kind == "measuring" else 0.9
+            axes.barh(place, width, left=start, color=shades[kind], alpha=alpha, height=0.62, linewidth=0)
+            start += width
+    axes.set_yticks(range(len(arms)), [ARM_NAMES.get(arm, arm) for arm in arms])
+    axes.invert_yaxis()
+    axes.set_xlabel(unit)
+    dress(axes)
+    axes.grid(False, axis="y")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    handles = [Patch(color=shades[kind], alpha=0.35 if kind == "measuring" else 0.9) for kind in kinds]
+    figure.legend(handles, kinds, loc="outside upper left", ncols=4, frameon=False, fontsize=8, labelcolor=INK)
+    words = "; ".join(
+        f"{ARM_NAMES.get(arm, arm)}: " + ", ".join(f"{kind} {costs[arm].get(kind, 0.0) / scale:.3g}" for kind in kinds)
+        for arm in arms
+    )
+    return svg(figure, f"Costs in {unit}. {words}.")
+
+
+def _short(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.3g}"
