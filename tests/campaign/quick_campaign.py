@@ -112,9 +112,7 @@ def quick_fine_tune(model, train, valid, options, folder, *, on_progress=None):
     path = Path(folder) / "fine_tuned.model"
     torch.save(new, path)
     after = before.shifted(compositions([atoms.numbers for atoms in valid], potential.atomic_numbers) @ shift)
-    return FineTuned(
-        path, [], 0, 0.0, 0.0, None, before, before, after, len(train), len(valid), []
-    )
+    return FineTuned(path, [], 0, 0.0, 0.0, None, before, before, after, len(train), len(valid), [])
 
 
 def begin_in(yaml_path, folder):

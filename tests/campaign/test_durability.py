@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from quick_campaign import begin_in, run_quickly, story
+from quick_campaign import begin_in, prepare, run_quickly, story
 
 from selectron.campaign.history import read_campaign
 from selectron.campaign.lock import campaign_lock, running
@@ -129,3 +129,32 @@ def test_a_full_disk_stops_it_cleanly(server, undisturbed, tmp_path, quick_yaml)
     assert said
     assert story(folder) == story(undisturbed)
     assert sorted(bought(folder)) == sorted(bought(undisturbed))
+
+
+SAMPLING = {
+    "starts": ["train.extxyz"],
+    "start_indices": [0],
+    "method": "skmd",
+    "particles": 3,
+    "temperature_K": 300.0,
+    "iterations": 6,
+    "initial": {"burn_in_steps": 10, "snapshot_every": 5},
+    "stopping": [{"kind": "fixed-steps", "steps": 10}],
+    "checkpoint_every": 15,
+}
+
+
+@pytest.mark.slow
+def test_killed_while_it_samples_it_comes_to_the_same(server, tmp_path, tiny_model):
+    yaml_path = prepare(tmp_path / "files", tiny_model, pool=None, sampling=SAMPLING)
+    whole, folder = tmp_path / "whole", tmp_path / "run"
+    begin_in(yaml_path, whole)
+    server.start(whole)
+    assert server.wait() == 0
+    begin_in(yaml_path, folder)
+    kills, _ = kill_until_done(server, folder, seed=5, longest_s=1.5)
+    assert kills >= 5
+    assert_as_undisturbed(whole, folder, kills)
+    record = read_campaign(folder)
+    assert record.selected.rounds[1].sampled.candidates > 0
+    assert [arm.labels for arm in record.arms] == [6, 6]
