@@ -87,7 +87,7 @@ def check_room(folder: Path) -> None:
             os.fsync(stream.fileno())
     except OSError as error:
         if error.errno in _NO_ROOM:
-            raise cannot_write(folder, error) from error
+            raise cannot_write(folder, error) from None
         raise
     finally:
         probe.unlink(missing_ok=True)

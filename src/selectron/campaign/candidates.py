@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, overload
 
@@ -65,17 +65,31 @@ class Index(NamedTuple):
     | field   | shape | meaning                                        |
     |---------|-------|------------------------------------------------|
     | places  | (n,)  | int64, place in the pool                       |
-    | hashes  | (n,)  | structure hashes, 32 hexadecimal digits        |
+    | keys    | (n,)  | structure hashes, 32 hexadecimal digits as bytes |
     | groups  | (n, k) | int64, structures of equal number stay together; one column a held-out part |
     """
 
     places: np.ndarray
-    hashes: np.ndarray
+    keys: np.ndarray
     groups: np.ndarray
 
     def take(self, chosen: np.ndarray) -> Index:
         """The entries ``chosen``."""
-        return Index(self.places[chosen], self.hashes[chosen], self.groups[chosen])
+        return Index(self.places[chosen], self.keys[chosen], self.groups[chosen])
+
+    def without(self, hashes: Collection[str]) -> Index:
+        """The entries that are none of ``hashes``."""
+        if not hashes:
+            return self
+        return self.take(np.flatnonzero(~np.isin(self.keys, np.array(sorted(hashes), dtype="S32"))))
+
+    def hash(self, entry: int) -> str:
+        """Structure hash of an entry."""
+        return bytes(self.keys[entry]).decode()
+
+    def hashes(self) -> set[str]:
+        """Structure hashes of all entries."""
+        return {key.decode() for key in self.keys.tolist()}
 
     def __len__(self) -> int:
         return len(self.places)
@@ -83,13 +97,13 @@ class Index(NamedTuple):
     def write(self, path: Path) -> None:
         """To a NumPy archive."""
         with open(path, "wb") as stream:
-            np.savez(stream, places=self.places, hashes=self.hashes, groups=self.groups)
+            np.savez(stream, places=self.places, keys=self.keys, groups=self.groups)
 
     @classmethod
     def read(cls, path: Path) -> Index:
         """From :meth:`write`."""
         with np.load(path) as data:
-            return cls(data["places"], data["hashes"], data["groups"])
+            return cls(data["places"], data["keys"], data["groups"])
 
 
 class Candidates(NamedTuple):
@@ -153,7 +167,7 @@ def index_pool(pool: Pool, checks: Checks, group_by: Sequence[str | None], progr
             f"None of the {len(pool)} structures of the pool can be used (the first: {refused[0][1]})."
         )
     columns = np.array(groups, dtype=np.int64).reshape(len(places), len(names))
-    found = Index(np.array(places, dtype=np.int64), np.array(hashes, dtype="<U32"), columns)
+    found = Index(np.array(places, dtype=np.int64), np.array(hashes, dtype="S32"), columns)
     return found, Refused(repeated, refused)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from ase.data import chemical_symbols
 
 from selectron.campaign.artifacts import check_room
 from selectron.campaign.context import Campaign
@@ -101,12 +101,14 @@ def _totals(errors: Errors) -> dict[str, Any]:
 def _references(shift: ReferenceShift | None) -> dict[str, Any] | None:
     if shift is None:
         return None
-    present = np.asarray(shift.present, dtype=bool)
-    symbols = shift.by_symbol()
-    errors = [float(error) if np.isfinite(error) else None for error in shift.error_eV]
+    entries = list(
+        zip(shift.numbers.tolist(), shift.present, shift.shift_eV.tolist(), shift.error_eV.tolist(), strict=True)
+    )
+    shifts = {chemical_symbols[number]: value for number, here, value, _ in entries if here}
+    errors = {chemical_symbols[number]: error for number, here, _, error in entries if here}
     return {
-        "shift_eV": {symbol: value for (symbol, value), here in zip(symbols.items(), present, strict=True) if here},
-        "error_eV": {symbol: error for symbol, error, here in zip(symbols, errors, present, strict=True) if here},
+        "shift_eV": finite(shifts),
+        "error_eV": finite(errors),
         "significant": bool(shift.significant),
         "applied": bool(shift.applied),
         "note": shift.note,

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 from ase import Atoms
 
 from selectron.campaign.artifacts import file_digest
@@ -107,12 +106,12 @@ def _divide(campaign: Campaign) -> dict[str, Any]:
         index, bad = index_pool(pool, checks, [part.group_by for _, part in held], campaign.reporter)
         refused.append(bad)
         total = len(index)
-        index = index.take(np.flatnonzero(~np.isin(index.hashes, list(taken)))) if taken else index
+        index = index.without(taken)
         for column, (name, part) in enumerate(held):
             if part.fraction is not None:
                 aside, index = hold_out(index, part, column, total=total, seed=config.seed)
                 sets[name] = [_sourced(pool[int(i)], *pool.source(int(i))) for i in aside.places]
-                taken |= set(aside.hashes.tolist())
+                taken |= aside.hashes()
         if not len(index):
             raise SelectronError("Nothing is left to pick: the test and validation sets hold the whole pool.")
         output |= {"index": artifacts.put(index.write, ".npz"), "candidates": len(index)}

@@ -59,10 +59,15 @@ def running(folder: Path) -> int | None:
     except OSError:
         return None
     with stream:
-        if _taken(stream):
-            return None
-        owner = stream.read().strip()
-        return int(owner) if owner.isdecimal() else -1
+        for _ in range(_ATTEMPTS):
+            if _taken(stream):
+                return None
+            stream.seek(0)
+            owner = stream.read().strip()
+            if owner.isdecimal():
+                return int(owner)
+            time.sleep(_PAUSE_S)  # it holds the lock and has not said so yet
+    return None
 
 
 def _taken(stream: IO[str]) -> bool:

@@ -42,8 +42,7 @@ def play(campaign: Campaign) -> list[Arm]:
     inputs = read_inputs(campaign)
     campaign.state.set_facts({"start_model": inputs.model})
     start = measure(campaign, inputs, arm="", round=0, model=inputs.model)
-    say = campaign.reporter.say
-    say(f"pretrained model: {_errors(start)}")
+    campaign.reporter.say(f"pretrained model: {_errors(start)}")
     arms = [Arm(SELECTED, inputs.model, [start])]
     if config.baseline == "random":
         arms.append(Arm(RANDOM, inputs.model, [start]))
@@ -61,7 +60,6 @@ def play(campaign: Campaign) -> list[Arm]:
         assert arm.stop is not None
         last = {"measured": arm.measured[-1].key, "labels": arm.labels, "stop": arm.stop._asdict()}
         campaign.state.stage("stop", last, arm.stop._asdict, arm=arm.name)
-        say(f"{arm.name}: {arm.stop.sentence}")
     return arms
 
 

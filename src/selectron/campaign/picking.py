@@ -96,13 +96,14 @@ def _by_chance(campaign: Campaign, inputs: Inputs, request: Request) -> dict[str
     index, pool = _open(campaign, request)
     gone = {atoms.info["hash"] for atoms in campaign.read(request.labelled)} | set(request.failed)
     gone |= _hashes_of_train(campaign, inputs)
+    # the order is drawn over all candidates, so that it is the same in all rounds
     order = np.random.default_rng([campaign.config.seed, 1]).permutation(len(index))
-    open_ones = order[~np.isin(index.hashes[order], sorted(gone))]
+    left = index.take(order).without(gone)
     picks = [
-        _entry(rank, int(index.places[place]), str(index.hashes[place]), pool, request)
-        for rank, place in enumerate(open_ones[: request.wanted].tolist(), start=1)
+        _entry(place + 1, int(left.places[place]), left.hash(place), pool, request)
+        for place in range(min(request.wanted, len(left)))
     ]
-    return _kept(campaign, request, pool, picks) | {"left": {"structures": len(open_ones)}, "stop": None, "notes": []}
+    return _kept(campaign, request, pool, picks) | {"left": {"structures": len(left)}, "stop": None, "notes": []}
 
 
 def _hashes_of_train(campaign: Campaign, inputs: Inputs) -> set[str]:
@@ -114,7 +115,7 @@ def _hashes_of_train(campaign: Campaign, inputs: Inputs) -> set[str]:
 def _by_selector(campaign: Campaign, inputs: Inputs, request: Request) -> dict[str, Any]:
     config = campaign.config
     index, whole = _open(campaign, request)
-    index = index.take(np.flatnonzero(~np.isin(index.hashes, sorted(request.failed))))
+    index = index.without(request.failed)
     part = PoolPart(whole, index.places)
     known = [name for name in (inputs.train, *request.labelled) if name is not None]
     train = Pool.open([campaign.artifacts.path(name) for name in known]) if known else None
@@ -151,7 +152,7 @@ def _by_selector(campaign: Campaign, inputs: Inputs, request: Request) -> dict[s
     picks = []
     for one in screening.picks:
         place = int(screening.catalogue.indices[one.place])
-        entry = _entry(one.rank, int(index.places[place]), str(index.hashes[place]), whole, request)
+        entry = _entry(one.rank, int(index.places[place]), index.hash(place), whole, request)
         entry |= finite({"score": one.score, "variance": one.variance, "distance": one.nearest_distance})
         entry["nearest"] = _origin(campaign, known, one.nearest_training)
         picks.append(entry)

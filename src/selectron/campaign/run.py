@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from selectron import __version__
+from selectron.campaign.artifacts import check_room
 from selectron.campaign.context import Campaign, Reporter, Trainer, Unwatched, Watcher
 from selectron.campaign.lock import campaign_lock
 from selectron.campaign.state import FILE, FORMAT, CampaignState
@@ -96,10 +97,12 @@ def run_campaign(folder: Path, *, watcher: Watcher | None = None, fine_tune: Tra
         state.rewind()
         try:
             play(campaign)
-        except OSError as error:
-            from selectron.structures.atomic import cannot_write
-
-            raise cannot_write(folder, error) from error
+        except SelectronError:
+            raise
+        except Exception:
+            # what a full disk does to other programs' code has many names
+            check_room(folder)
+            raise
 
 
 class _Workers:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from ase import Atoms
 
 from selectron.campaign.candidates import Candidates, index_pool
@@ -105,7 +104,7 @@ def _sample(
     output["structures"] = campaign.keep(structures)
     with Pool.open([campaign.artifacts.path(str(output["structures"]))]) as pool:
         index, _ = index_pool(pool, Checks(elements=None, min_distance_A=0.0), [], campaign.reporter)
-    index = index.take(np.flatnonzero(~np.isin(index.hashes, sorted(_held_out(campaign, inputs)))))
+    index = index.without(_held_out(campaign, inputs))
     output["index"] = campaign.artifacts.put(index.write, ".npz")
     output["candidates"] = len(index)
     return output

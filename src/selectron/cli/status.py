@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -42,7 +43,8 @@ def status(
 
 def summarise(record: CampaignRecord, console: Console) -> None:
     """Rounds and errors as a table, costs, why it ended, and what selection saved."""
-    table = Table("round", "picks", "labels", "force RMSE", "force MAE", "energy RMSE", "energy MAE")
+    headings = ("round", "picks", "labels", "force RMSE", "force MAE", "energy RMSE", "energy MAE")
+    table = Table(*headings, box=SIMPLE_HEAD)
     for column in table.columns[2:]:
         column.justify = "right"
     if record.start is not None:
