@@ -13,6 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from selectron.report.campaign_map import read_structures
 from selectron.report.campaign_statistics import Curve
 from selectron.report.campaign_style import (
     ACCENT,
@@ -32,20 +33,26 @@ from selectron.report.campaign_style import (
     svg,
     unit_of,
 )
+from selectron.report.campaign_summary import number
 
 if TYPE_CHECKING:
     from selectron.campaign.history import ArmRecord, CampaignRecord, Measured, RoundRecord
+    from selectron.campaign.measuring import Predictions
 
 DENSE = 1500  # more points than this are drawn as a density
 PANELS = 12  # small multiples of trainings an arm
 
 
 def learning_curves(record: CampaignRecord, curves: Mapping[str, Curve]) -> str:
-    """Errors on the test set against labels, all arms, with the spread over the test structures; "" without any."""
-    if not curves:
+    """Errors on the test set against labels, all arms, with the spread over the test structures.
+
+    "" where no model but the first has been measured.
+    """
+    if all(len(curve.labels) < 2 for curve in curves.values()):
         return ""
     figure = sheet(8.6, 5.4)
     all_axes = figure.subplots(2, 2, sharex=True)
+    near = False
     rule = record.config.stop.target
     for axes, quantity in zip(all_axes.T.ravel(), QUANTITY_NAMES, strict=True):
         seen: list[float] = []
@@ -66,16 +73,19 @@ def learning_curves(record: CampaignRecord, curves: Mapping[str, Curve]) -> str:
             )
             seen += values[np.isfinite(values)].tolist()
         if rule is not None and rule.quantity == quantity:
-            axes.axhline(rule.below, color=ACCENT, linewidth=1.0, linestyle=(0, (1, 1.5)))
-            seen.append(rule.below)
             labels, errors = record.selected.curve(quantity, of="validation")
             known = [value if value is not None else np.nan for value in errors]
             axes.plot(labels, known, color=ACCENT, linewidth=0.9, marker=".", markersize=4)
             seen += [value for value in known if np.isfinite(value)]
+            near = bool(seen) and rule.below > 0.4 * min(seen)  # one far below would flatten the curves
+            if near:
+                axes.axhline(rule.below, color=ACCENT, linewidth=1.0, linestyle=(0, (1, 1.5)))
+                seen.append(rule.below)
         dress(axes)
         log_if_wide(axes, seen)
+        _frame(axes, seen)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        axes.set_title(f"{QUANTITY_NAMES[quantity]} ({unit_of(quantity)})", loc="left", fontsize=9)
+        axes.set_title(f"{QUANTITY_NAMES[quantity]} ({unit_of(quantity)})", loc="left", color=INK, fontsize=9)
     for axes in all_axes[-1]:
         axes.set_xlabel("labels")
     handles = [
@@ -86,7 +96,10 @@ def learning_curves(record: CampaignRecord, curves: Mapping[str, Curve]) -> str:
     if rule is not None:
         handles.append(Line2D([], [], color=ACCENT, linestyle=(0, (1, 1.5))))
         handles.append(Line2D([], [], color=ACCENT, linewidth=0.9, marker=".", markersize=4))
-        names += [f"target {rule.below:g} {unit_of(rule.quantity)}", "selected, validation set"]
+        names += [
+            f"target {rule.below:g} {unit_of(rule.quantity)}{'' if near else ' (below the frame)'}",
+            "selected, validation set",
+        ]
     figure.legend(
         handles, names, loc="outside upper left", ncols=len(names), frameon=False, fontsize=8.5, labelcolor=INK
     )
@@ -94,9 +107,21 @@ def learning_curves(record: CampaignRecord, curves: Mapping[str, Curve]) -> str:
     count = record.start.test.structures if record.start and record.start.test else 0
     caption = (
         f"Errors on the {count:,} test structures; the first point is the model before fine-tuning. Bands: 95 % of "
-        "bootstrap resamples of the test structures. They say nothing of other seeds of training and selection."
+        "bootstrap resamples of the test structures, the same ones for both arms: overlapping bands do not make two arms "
+        "equal, the table of differences tells. They say nothing of other seeds of training and selection."
     )
     return svg(figure, f"Learning curves. {words}.", caption=caption)
+
+
+def _frame(axes: Axes, seen: Sequence[float]) -> None:
+    """Limits that show every curve, and of the bands what lies near: one bad structure can make a band very wide."""
+    if not seen:
+        return
+    scale = (np.log, np.exp) if axes.get_yscale() == "log" else (np.asarray, np.asarray)
+    low, high = scale[0](min(seen)), scale[0](max(seen))
+    room = 0.6 * (high - low) or 0.1 * abs(high) or 1.0
+    bottom, top = axes.get_ylim()
+    axes.set_ylim(max(bottom, float(scale[1](low - room))), min(top, float(scale[1](high + room))))
 
 
 def _curve_words(name: str, curve: Curve) -> str:
@@ -121,11 +146,11 @@ def parity(record: CampaignRecord) -> str:
     read = [(name, one, one.predictions()) for name, one in columns]
     figure = sheet(2.85 * len(read) + 0.3, 5.5)
     grid = figure.subplots(2, len(read), squeeze=False, sharex="row", sharey="row")
-    # Energies are referred to the mean label: absolute ones differ by elements, not by how good the model is.
-    energies = []
-    for _, _, found in read:
-        centre = float((found.energy_label_eV / found.atoms).mean())
-        energies.append((found.energy_label_eV / found.atoms - centre, found.energy_eV / found.atoms - centre))
+    constants, counted = _composition(record, read[0][2])
+    energies = [
+        tuple((energy - constants) / found.atoms for energy in (found.energy_label_eV, found.energy_eV))
+        for _, _, found in read
+    ]
     forces = [(found.force_labels.ravel(), found.forces.ravel()) for _, _, found in read]
     limits = _limits(energies), _limits(forces)
     for column, (name, one, _) in enumerate(read):
@@ -135,34 +160,56 @@ def parity(record: CampaignRecord) -> str:
         )
         for row, pairs in enumerate((energies, forces)):
             axes = grid[row, column]
-            _cloud(axes, *pairs[column], limits[row])
+            _cloud(axes, pairs[column][0], pairs[column][1], limits[row])
             rmse, mae, unit = errors[row]
             axes.text(
                 0.04,
                 0.96,
-                f"RMSE {_short(rmse)}\nMAE {_short(mae)} {unit}",
+                f"RMSE {number(rmse)}\nMAE {number(mae)} {unit}",
                 transform=axes.transAxes,
                 va="top",
                 fontsize=8,
                 color=INK,
             )
             if row == 0:
-                axes.set_title(name, loc="left", fontsize=9)
+                axes.set_title(name, loc="left", color=INK, fontsize=9)
             axes.set_xlabel(("label, energy (eV/atom)", "label, force component (eV/Å)")[row])
             if column == 0:
                 axes.set_ylabel(("model (eV/atom)", "model (eV/Å)")[row])
             dress(axes)
     count = read[0][1].structures
     words = "; ".join(
-        f"{name}: energy RMSE {_short(one.energy_rmse_meV_atom)} meV/atom, force RMSE {_short(one.force_rmse_eV_A)} eV/Å"
+        f"{name}: energy RMSE {number(one.energy_rmse_meV_atom)} meV/atom, force RMSE {number(one.force_rmse_eV_A)} eV/Å"
         for name, one, _ in read
     )
     caption = (
-        f"Model against label on the {count:,} test structures. Energies per atom are counted from the mean of the labels, "
-        "so a constant shift between the two levels of theory stays visible. More than "
+        f"Model against label on the {count:,} test structures. Energies per atom are counted from {counted}, the same for "
+        "labels and models, so a shift between levels of theory stays visible. More than "
         f"{DENSE:,} points are drawn as a density (brighter is denser, logarithmic)."
     )
     return svg(figure, f"Parity plots on the test set. {words}.", caption=caption)
+
+
+def _composition(record: CampaignRecord, found: Predictions) -> tuple[np.ndarray, str]:
+    """(n,) eV that the parity plots of energies are counted from, and what they are.
+
+    Total energies differ between compositions by far more than any model errs. So a sum of constants of the elements, fitted
+    to the labels, is taken off; the mean energy of an atom where the data does not determine them.
+    """
+    mean = float((found.energy_label_eV / found.atoms).mean())
+    plain = mean * found.atoms, "the mean of the labels"
+    structures = read_structures(record.test_path)
+    if len(structures) != len(found.atoms) or any(
+        len(atoms) != count for atoms, count in zip(structures, found.atoms, strict=True)
+    ):
+        return plain
+    elements = np.unique(np.concatenate([atoms.numbers for atoms in structures]))
+    counts = np.array([[np.count_nonzero(atoms.numbers == z) for z in elements] for atoms in structures], dtype=float)
+    if len(structures) < 3 * len(elements) or not np.isfinite(found.energy_label_eV).all():
+        return plain
+    weight = 1.0 / found.atoms
+    constants, *_ = np.linalg.lstsq(counts * weight[:, None], found.energy_label_eV * weight, rcond=None)
+    return counts @ constants, "a sum over atoms of one constant an element, fitted to the labels"
 
 
 def _last_measured(arm: ArmRecord) -> RoundRecord | None:
@@ -170,7 +217,7 @@ def _last_measured(arm: ArmRecord) -> RoundRecord | None:
     return done[-1] if done else None
 
 
-def _limits(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[float, float]:
+def _limits(pairs: Sequence[tuple[np.ndarray, ...]]) -> tuple[float, float]:
     """Shared by all columns of a row: the labels decide, and predictions up to half their range beyond."""
     labels, said = (np.concatenate([pair[k] for pair in pairs]) for k in range(2))
     labels, said = labels[np.isfinite(labels)], said[np.isfinite(said)]
@@ -187,6 +234,7 @@ def _cloud(axes: Axes, label: np.ndarray, said: np.ndarray, limits: tuple[float,
     known = np.isfinite(label) & np.isfinite(said)
     label, said = label[known], said[known]
     beyond = int(((said < limits[0]) | (said > limits[1])).sum())
+    shift = float((said - label).mean()) if beyond > 0.5 * len(said) else 0.0
     said = np.clip(said, *limits)
     axes.plot(limits, limits, color=INK, linewidth=0.7, alpha=0.6, zorder=1)
     if len(label) > DENSE:
@@ -199,6 +247,7 @@ def _cloud(axes: Axes, label: np.ndarray, said: np.ndarray, limits: tuple[float,
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(5))
     notes = [f"{beyond:,} beyond the frame"] if beyond else []
+    notes += [f"mean error {number(shift)}".replace("-", "−")] if shift else []
     notes += [f"{int((~known).sum()):,} not finite"] if not known.all() else []
     if notes:
         axes.text(0.97, 0.03, "\n".join(notes), transform=axes.transAxes, ha="right", fontsize=7.5, color=ACCENT)
@@ -247,7 +296,7 @@ def losses(arm: ArmRecord) -> str:
         log_if_wide(axes, every)
         axes.tick_params(labelsize=7)
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-        axes.set_title(f"round {one.round}, {one.training.structures:,} structures", loc="left", fontsize=8)
+        axes.set_title(f"round {one.round}, {one.training.structures:,} structures", loc="left", color=INK, fontsize=8)
         if place // columns == rows - 1:
             axes.set_xlabel("epochs", fontsize=8)
     handles = [
@@ -305,7 +354,3 @@ def cost_bars(costs: Mapping[str, Mapping[str, float]]) -> str:
         for arm in arms
     )
     return svg(figure, f"Costs in {unit}. {words}.")
-
-
-def _short(value: float | None) -> str:
-    return "not finite" if value is None else f"{value:.3g}"

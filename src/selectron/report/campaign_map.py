@@ -66,7 +66,7 @@ def read_map(record: CampaignRecord) -> PickMap | None:
     if not stores:
         return None
     picks = {pick.structure_hash for arm in record.arms for one in arm.rounds for pick in one.picks}
-    train = [structure_hash(atoms) for atoms in _structures(record.train_path)]
+    train = [structure_hash(atoms) for atoms in read_structures(record.train_path)]
     try:
         vectors = _vectors(stores, picks | set(train))
     except (sqlite3.Error, ValueError, KeyError):
@@ -115,7 +115,8 @@ def _vectors(stores: Sequence[Path], wanted: set[str]) -> dict[str, np.ndarray]:
     return dict(zip(found, vectors.numpy(), strict=True))
 
 
-def _structures(path: Path | None) -> list[Atoms]:
+def read_structures(path: Path | None) -> list[Atoms]:
+    """The structures of an artifact; none where it is None."""
     from selectron.structures import Pool
 
     if path is None:
@@ -154,6 +155,7 @@ def draw_map(record: CampaignRecord, found: PickMap) -> str:
             f"{ARM_NAMES[arm.name]}: {len(pairs):,} picks in {cover['cells_visited']:,} of "
             f"{covered[-1]['cells_visited']:,} occupied cells",
             loc="left",
+            color=INK,
             fontsize=9,
         )
         axes.set_xlabel(f"component 1 ({found.explained[0]:.0%} of feature variance)")
@@ -213,7 +215,7 @@ def draw_dihedrals(record: CampaignRecord) -> str:
         )
         dress(axes)
         cover = ramachandran_coverage(phi, psi)
-        axes.set_title(f"{ARM_NAMES[arm.name]}: {cover:.1%} of 10° × 10° bins", loc="left", fontsize=9)
+        axes.set_title(f"{ARM_NAMES[arm.name]}: {cover:.1%} of 10° × 10° bins", loc="left", color=INK, fontsize=9)
         axes.set_xlabel("φ (°)")
         words.append(f"{ARM_NAMES[arm.name]} covers {cover:.1%}")
     grid[0].set_ylabel("ψ (°)")
@@ -257,7 +259,7 @@ def interactive_map(record: CampaignRecord, found: PickMap) -> str | None:
         labels=labels,
         explained=found.explained,
         title=f"{record.config.name}: picks of the selected arm",
-        subtitle=f"features {record.config.features.name}, selector {record.config.selector.name}; variances as of each pick's round",
+        subtitle=f"features {record.config.features.name}, selector {record.config.selector.name}; variances as of the round",
         extra={"round": of_picks("round"), "score": of_picks("score"), "distance to the nearest": of_picks("distance")},
     )
     with tempfile.TemporaryDirectory() as folder:
@@ -271,21 +273,22 @@ def _known_structures(record: CampaignRecord, found: PickMap, picks: dict[str, P
     from selectron.structures import Pool, structure_hash
 
     wanted = set(found.hashes)
-    known = {structure_hash(atoms): atoms for atoms in _structures(record.train_path)}
+    known = {structure_hash(atoms): atoms for atoms in read_structures(record.train_path)}
     known = {name: atoms for name, atoms in known.items() if name in wanted}
     name = record.facts.get("index")
     if record.config.pool is not None and name is not None:
         try:
             index = Index.read(record.artifacts.path(name))
             with Pool.open(list(record.config.pool.files)) as pool:
-                chosen = [i for i, key in enumerate(index.hashes.tolist()) if key in wanted and key not in picks]
+                keys = [index.hash(i) for i in range(len(index))]
+                chosen = [i for i, key in enumerate(keys) if key in wanted and key not in picks]
                 for i in chosen[:: max(1, math.ceil(len(chosen) / IN_3D))]:
                     place = int(index.places[i])
                     atoms = pool[place].copy()
                     atoms.info = {"source": pool.source(place).path, "source_index": pool.source(place).index}
-                    if structure_hash(atoms) == index.hashes[i]:  # the file may have changed since
-                        known[str(index.hashes[i])] = atoms
-        except (SelectronError, OSError, ValueError, IndexError):
+                    if structure_hash(atoms) == keys[i]:  # the file may have changed since
+                        known[keys[i]] = atoms
+        except (SelectronError, OSError, ValueError, IndexError, KeyError):
             pass  # the pool has gone: picks and training set are shown without it
     known |= {name: pick.structure for name, pick in picks.items() if name in wanted}
     return known

@@ -44,7 +44,7 @@ def write_campaign_report(record: CampaignRecord, path: str | Path) -> None:
         "facts": _facts(record),
         "lead": "".join(f"<li>{escaped(text)}</li>" for text in sentences(record, curves)),
         "cards": _cards(record),
-        "links": "".join(f'<a href="#{name}">{escaped(title)}</a>' for name, title, _ in sections),
+        "links": " ".join(f'<a href="#{name}">{escaped(title)}</a>' for name, title, _ in sections),
         "sections": "\n".join(
             f'<section id="{name}"><h2>{escaped(title)}</h2>{body}</section>' for name, title, body in sections
         ),
@@ -56,16 +56,17 @@ def write_campaign_report(record: CampaignRecord, path: str | Path) -> None:
 
 def _sections(record: CampaignRecord, curves: Mapping[str, Curve]) -> list[tuple[str, str, str]]:
     seconds = tables.core_seconds(record)
-    charts = learning_curves(record, curves) or '<p class="empty">Nothing has been measured yet.</p>'
+    charts = learning_curves(record, curves) or '<p class="empty">No fine-tuned model has been measured yet.</p>'
     compared = tables.comparison(record, curves)
     if compared:
         compared = (
             "<h3>Labels at equal error, errors at equal labels</h3>"
             + compared
-            + "<p class='facts'>Saved: 1 − selected/random at the lowest error that selection reached; curves are read between "
-            "measurements (logarithm of the error linear in labels), never beyond them. Spread: bootstrap over test structures; "
-            "“twin got there” is the share of resamples in which random picks reached that error. Difference: selected minus "
-            "random in the quantity’s unit, negative where selection is better.</p>"
+            + "<p class='facts'>Saved: 1 − selected/random at the lowest error that selection reached; curves are read "
+            "between measurements (logarithm of the error linear in labels), never beyond them. Spread: bootstrap over "
+            "test structures; a plus sign says that random picks did not get there in some resamples, which leaves the "
+            "upper end open. Right: both arms at the last number of labels that they share; difference: selected minus "
+            "random on the same resamples, negative where selection is better.</p>"
         )
     references = tables.references(record)
     trained = "".join(losses(arm) for arm in record.arms)
@@ -81,9 +82,12 @@ def _sections(record: CampaignRecord, curves: Mapping[str, Curve]) -> list[tuple
         ("picks", "What was picked, and why", _why(record) + tables.picks(record)),
         ("map", "Where the picks lie", _map(record)),
         ("training", "Trainings", trained),
-        ("costs", "Costs", tables.costs(record, seconds) + cost_bars(seconds) + _oracle_total(record)),
+        ("costs", "Costs", tables.costs(record, seconds)
+            + "<p class='facts'>Times of labelling, screening, training, measuring and together are processor time.</p>"
+            + cost_bars(seconds) + _oracle_total(record)),
         ("failures", "Failures", tables.failures(record.arms)),
-        ("configuration", "Configuration", f"<details open><summary>campaign.yaml</summary><pre>{escaped(record.text)}</pre></details>"),
+        ("configuration", "Configuration",
+            f"<details open><summary>campaign.yaml</summary><pre>{escaped(record.text)}</pre></details>"),
         ("origins", "Versions, seeds and data", tables.origins(record)),
     ]  # fmt: skip
 
@@ -129,12 +133,12 @@ def _cards(record: CampaignRecord) -> str:
 
 
 def _saving_card(selected: float, random: float | None, at_most: int) -> tuple[str, str]:
-    text = "labels saved against random picks at equal force RMSE"
+    text = "labels saved at equal force RMSE"
     if selected == 0:
         return "none", text
     if random is None:
         least = 100 * (1 - selected / at_most) if at_most else 0.0
-        return (f"over {least:.0f} %" if least >= 1 else "not reached by random"), text
+        return (f"> {least:.0f} %" if least >= 1 else "not known"), f"{text}; random picks did not reach it"
     share = 100 * (1 - selected / random) if random else 0.0
     return (f"{share:.0f} %" if share > 0.5 else "none"), text
 
@@ -142,9 +146,9 @@ def _saving_card(selected: float, random: float | None, at_most: int) -> tuple[s
 def _why(record: CampaignRecord) -> str:
     config = record.config
     return (
-        f"<p>Score is the criterion of the selector ({escaped(config.selector.name)}) when the structure was taken; variance its "
-        "posterior variance at that time, in feature units squared; the nearest known structure is nearest in feature space "
-        "among all that were labelled before the round. Click a heading to sort.</p>"
+        f"<p>Score is the criterion of the selector ({escaped(config.selector.name)}) when the structure was taken; "
+        "variance its posterior variance at that time, in feature units squared; the nearest known structure is nearest in "
+        "feature space among all that were labelled before the round. Click a heading to sort.</p>"
     )
 
 

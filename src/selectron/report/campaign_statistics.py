@@ -33,7 +33,8 @@ class Curve(NamedTuple):
     def band(self, quantity: str) -> tuple[np.ndarray, np.ndarray]:
         """(k,) ends of the central interval of the draws."""
         tail = 50 * (1 - INTERVAL)
-        return tuple(np.percentile(self.draws[quantity], (tail, 100 - tail), axis=0))  # type: ignore[return-value]
+        low, high = np.percentile(self.draws[quantity], (tail, 100 - tail), axis=0)
+        return low, high
 
 
 class SavedShare(NamedTuple):
@@ -61,10 +62,10 @@ class Difference(NamedTuple):
 
     @property
     def word(self) -> str:
-        """Which arm is better, where the interval leaves out zero."""
+        """Which arm has the lower error, where the interval leaves out zero."""
         if self.high < 0:
-            return "selection is better"
-        return "random is better" if self.low > 0 else "no difference beyond the spread"
+            return "lower with selection"
+        return "lower with random picks" if self.low > 0 else "no difference beyond the spread of the test set"
 
 
 def curves_of(record: CampaignRecord) -> dict[str, Curve]:

@@ -91,8 +91,7 @@ def svg(figure: Figure, alt: str, *, caption: str = "") -> str:
     ``alt`` is escaped; ``caption`` is HTML. Equal figures give equal text.
     """
     stream = io.StringIO()
-    settings = {"svg.fonttype": "none", "svg.hashsalt": alt, "font.family": "sans-serif"}
-    with matplotlib.rc_context(settings):
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": alt, "font.family": "sans-serif"}):
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = stream.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)

@@ -43,6 +43,11 @@ def duration(seconds: float) -> str:
     return f"{hours:,} h {minutes:02d} min"
 
 
+def percent(share: float) -> str:
+    """A share in whole percents; where selection took more labels it is negative."""
+    return f"{100 * share:.0f} %".replace("-", "−") if share > -9.995 else "below −1000 %"
+
+
 def last_measured(arm: ArmRecord) -> tuple[int, Measured] | None:
     """Labels and test errors of the newest model of an arm; None before one was measured."""
     done = [(one.labels, one.test) for one in arm.rounds if one.test is not None]
@@ -80,6 +85,8 @@ def _learned(record: CampaignRecord) -> str:
     rounds = sum(1 for one in arm.rounds if one.test is not None)
     pool = record.facts.get("candidates")
     origin = f" out of {pool:,} candidates" if pool else ""
+    untuned = sum(1 for one in arm.rounds if one.training is not None and one.training.failure)
+    tuned = f"before and after fine-tuning{f', which failed in {untuned} of {rounds} rounds' if untuned else ''}"
     changes = " and ".join(
         f"{'the ' if place == 0 else ''}{QUANTITY_NAMES[quantity]} "
         + _change(getattr(before, quantity), getattr(test, quantity), unit_of(quantity))
@@ -87,14 +94,16 @@ def _learned(record: CampaignRecord) -> str:
     )
     return (
         f"With {count:,} {oracle_name(record)} label{_s(count)} selected in {rounds} round{_s(rounds)}{origin}, {changes} "
-        f"on {test.structures:,} test structures (model {name}, before and after fine-tuning)."
+        f"on {test.structures:,} test structures (model {name}, {tuned})."
     )
 
 
 def _change(before: float | None, after: float | None, unit: str) -> str:
     if before is None or after is None:
         return f"went from {number(before)} to {number(after)} {unit}"
-    verb = "fell" if after < before else "rose" if after > before else "stayed"
+    if number(before) == number(after):
+        return f"stayed at {number(after)} {unit}"
+    verb = "fell" if after < before else "rose"
     share = f" ({100 * (after / before - 1):+.0f} %)".replace("-", "−") if before > 0 else ""
     return f"{verb} from {number(before)} to {number(after)} {unit}{share}"
 
@@ -106,6 +115,8 @@ def _saved(record: CampaignRecord, curves: Mapping[str, Curve]) -> str:
             "picking by chance."
         )
     if last_measured(record.selected) is None or last_measured(record.random) is None:
+        if record.finished:
+            return "What selection saved cannot be told: not both arms came to a fine-tuned model."
         return "What selection saved cannot be told before both arms have been measured."
     first = _saved_of(record, curves, MAIN[0])
     second = _saved_of(record, curves, MAIN[1])
@@ -122,8 +133,11 @@ def _saved_of(record: CampaignRecord, curves: Mapping[str, Curve], quantity: str
     reached = f"{name} {number(saving.error)} {unit} took {saving.selected:.0f} labels with selection"
     if saving.random is None:
         least = 100 * (1 - saving.selected / saving.at_most) if saving.at_most else 0.0
-        bound = f": more than {least:.0f} % saved" if least >= 1 else ", so the saving has no number"
-        return f"{reached} and was not reached by random picks with {saving.at_most:,}{bound}{_interval(share)}{_gap(gap, unit)}"
+        known = least >= 1
+        bound = (
+            f": more than {least:.0f} % saved{_interval(share)}" if known else ", so how many were saved is not known"
+        )
+        return f"{reached} and was not reached by random picks with {saving.at_most:,}{bound}{_gap(gap, unit)}"
     saved = 1 - saving.selected / saving.random if saving.random > 0 else 0.0
     verdict = f"{100 * saved:.0f} % saved" if saved > 0.005 else "nothing saved"
     return f"{reached} and {saving.random:.0f} with random picks: {verdict}{_interval(share)}{_gap(gap, unit)}"
@@ -132,9 +146,8 @@ def _saved_of(record: CampaignRecord, curves: Mapping[str, Curve], quantity: str
 def _interval(share: SavedShare | None) -> str:
     if share is None:
         return ""
-    low, high = (f"{100 * max(-9.99, end):.0f} %".replace("-", "−") for end in (share.low, share.high))
     more = " or more" if share.open_above else ""
-    return f" (95 % over resampled test structures: {low} to {high}{more})"
+    return f" (95 % over resampled test structures: {percent(share.low)} to {percent(share.high)}{more})"
 
 
 def _gap(gap: object, unit: str) -> str:
@@ -142,15 +155,18 @@ def _gap(gap: object, unit: str) -> str:
 
     if not isinstance(gap, Difference):
         return ""
-    return f"; at {gap.labels:,} labels {number(gap.selected)} against {number(gap.random)} {unit}, {gap.word}"
+    return f"; at {gap.labels:,} labels {number(gap.selected)} against {number(gap.random)} {unit}: {gap.word}"
 
 
 def _ended(record: CampaignRecord) -> str:
     parts = []
+    stops = [(arm.stop_rule, arm.stop) for arm in record.arms]
+    if record.random is not None and stops[0] == stops[1] and record.finished:
+        return f"Both arms ended by the {stops[0][0]} rule: {_lowered(str(stops[0][1]))}"
     for arm in record.arms:
         if arm.stop is not None:
             who = "It ended" if arm.name == "selected" else "The random twin ended"
-            parts.append(f"{who} by the rule {arm.stop_rule}: {_lowered(arm.stop)}")
+            parts.append(f"{who} by the {arm.stop_rule} rule: {_lowered(arm.stop)}")
     if record.finished:
         return " ".join(parts)
     if record.process is not None:

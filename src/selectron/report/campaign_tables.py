@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from selectron.report.campaign_statistics import Curve, difference, saved_share
 from selectron.report.campaign_style import ARM_NAMES, QUANTITY_NAMES, unit_of
-from selectron.report.campaign_summary import duration, number
+from selectron.report.campaign_summary import duration, number, percent
 
 if TYPE_CHECKING:
     from selectron.campaign.history import ArmRecord, CampaignRecord, PickRecord, RoundRecord
 
 ROWS = 400  # picks shown of one round
+LONG = 20  # a longer table of rounds is folded
 REASON = 600  # characters of a reason
 NAMES = ("kind", "reaction", "smiles", "config_type")
 
@@ -27,8 +28,8 @@ def escaped(value: object) -> str:
 
 
 def table(head: Sequence[tuple[str, str]], rows: Sequence[Sequence[str]], *, sortable: bool = False) -> str:
-    """A table; ``head`` holds (text, "n" for a column of numbers or ""), cells are HTML, or ``(HTML, sort key)`` pairs joined
-    by a form feed.
+    """A table; ``head`` holds (text, "n" for numbers, "k" for short words or ""), cells are HTML,
+    or HTML and a sort key with a form feed between them.
     """
     attribute = ' class="sortable"' if sortable else ""
     cells = "".join(
@@ -44,7 +45,7 @@ def table(head: Sequence[tuple[str, str]], rows: Sequence[Sequence[str]], *, sor
 
 
 def _kind(kind: str) -> str:
-    return ' class="n"' if kind == "n" else ""
+    return f' class="{kind}"' if kind else ""
 
 
 def _cell(cell: str, kind: str) -> str:
@@ -89,12 +90,12 @@ def _picks_of(one: RoundRecord) -> str:
     by_score = any(pick.score is not None for pick in one.picks)
     named = any(_what(pick) for pick in one.picks)
     near = any(pick.nearest is not None for pick in one.picks)
-    head = [("rank", "n"), ("formula", "")]
+    head = [("rank", "n"), ("formula", "k")]
     head += [("what it is", "")] if named else []
-    head += [("source", ""), ("index", "n")]
+    head += [("source", "k"), ("index", "n")]
     head += [("score", "n"), ("variance", "n")] if by_score else []
     head += [("nearest known structure", ""), ("distance", "n")] if near else []
-    head += [("label", ""), ("cost", "n")]
+    head += [("label", "k" if all(pick.labelled is not False for pick in one.picks) else ""), ("cost", "n")]
     rows = []
     for pick in one.picks[:ROWS]:
         row = [f"{pick.rank}\f{pick.rank}", escaped(pick.formula)]
@@ -113,7 +114,11 @@ def _picks_of(one: RoundRecord) -> str:
 
 
 def _what(pick: PickRecord) -> str:
-    found = [str(pick.structure.info[name]) for name in NAMES if pick.structure.info.get(name) not in (None, "")]
+    found: list[str] = []
+    for name in NAMES:
+        text = str(pick.structure.info.get(name) or "")
+        if text and not any(text in other for other in found):
+            found.append(text)
     return ", ".join(found)[:160]
 
 
@@ -134,15 +139,15 @@ def _label(pick: PickRecord) -> str:
     if not pick.labelled:
         return f'<span class="bad">failed</span> <small>{escaped((pick.failure or "no reason given")[:160])}</small>'
     energy = getattr(pick.structure.calc, "results", {}).get("energy")
-    value = f" <small>{energy:.4f} eV</small>" if energy is not None else ""
+    value = f" <small>{energy:.4f} eV</small>".replace("-", "−") if energy is not None else ""
     return ("reused" if pick.shared else "bought") + value
 
 
 def rounds(record: CampaignRecord) -> str:
     """Errors after each round."""
-    head = [("round", "n"), ("arm", ""), ("labels", "n")]
+    head = [("round", "n"), ("arm", "k"), ("labels", "n")]
     head += [(f"{name}, {unit_of(key)}", "n") for key, name in QUANTITY_NAMES.items()]
-    head += [("fine-tuning", "")]
+    head += [("fine-tuning", "k")]
     order = [one for arm in record.arms for one in arm.rounds]
     order.sort(key=lambda one: (one.round, one.arm != "selected"))
     rows = []
@@ -152,7 +157,9 @@ def rounds(record: CampaignRecord) -> str:
         rows.append(
             [str(one.round), escaped(ARM_NAMES.get(one.arm, "before")), f"{one.labels:,}", *values, _tuned(one)]
         )
-    return table(head, rows) if rows else ""
+    if len(rows) <= LONG:
+        return table(head, rows) if rows else ""
+    return f"<details><summary>{len(rows)} models</summary>{table(head, rows)}</details>"
 
 
 def _tuned(one: RoundRecord) -> str:
@@ -165,49 +172,54 @@ def _tuned(one: RoundRecord) -> str:
 
 
 def comparison(record: CampaignRecord, curves: Mapping[str, Curve]) -> str:
-    """Labels at equal error and errors at equal labels, with the spread over resampled test sets; "" without a twin."""
-    if record.random is None or len(curves) < 2:
+    """Labels at equal error and errors at equal labels, with the spread over resampled test sets; "" without both."""
+    if len(curves) < 2 or any(len(curve.labels) < 2 for curve in curves.values()):
         return ""
-    head = [("quantity", ""), ("lowest with selection", "n"), ("labels, selected", "n"), ("labels, random", "n")]
-    head += [
+    head = [
+        ("quantity", "k"),
+        ("lowest with selection", "n"),
+        ("labels: selected", "n"),
+        ("random", "n"),
         ("saved", "n"),
-        ("95 %", "n"),
-        ("twin got there", "n"),
-        ("at equal labels", "n"),
-        ("difference, 95 %", "n"),
     ]
+    head += [("95 %", "n"), ("labels", "n"), ("selected", "n"), ("random", "n"), ("difference, 95 %", "n")]
     rows = []
     for key, name in QUANTITY_NAMES.items():
         saving, share, gap = record.savings.get(key), saved_share(curves, key), difference(curves, key)
         if saving is None:
             continue
-        other = f"not with {saving.at_most:,}" if saving.random is None else f"{saving.random:.0f}"
-        bound = saving.at_most if saving.random is None else saving.random
-        saved = f"{100 * (1 - saving.selected / bound):.0f} %" if bound and saving.selected else "nothing to compare"
-        if saving.random is None and saving.selected:
-            saved = f"more than {saved}" if saving.selected < saving.at_most else "not known"
-        spread = "–"
-        if share is not None:
-            spread = f"{100 * share.low:.0f} to {100 * share.high:.0f} %{' or more' if share.open_above else ''}"
-        row = [name, f"{number(saving.error)} {unit_of(key)}", f"{saving.selected:.0f}", other, saved.replace("-", "−")]
-        row += [spread.replace("-", "−"), "–" if share is None else f"{100 * share.reached:.0f} %"]
-        if gap is None:
-            row += ["–", "–"]
+        row = [name, f"{number(saving.error)} {unit_of(key)}"]
+        if saving.selected == 0:
+            row += ["0", "–", "nothing gained", "–"]
         else:
-            row += [f"{number(gap.selected)} and {number(gap.random)} ({gap.labels:,})"]
-            row += [f"{gap.low:+.2g} to {gap.high:+.2g}".replace("-", "−")]
-        rows.append(row)
+            other = saving.at_most if saving.random is None else saving.random
+            part = 1 - saving.selected / other if other else 0.0
+            known = saving.random is not None or part > 0.005
+            row += [f"{saving.selected:.0f}", f"over {other:,.0f}" if saving.random is None else f"{other:.0f}"]
+            row.append((">" if saving.random is None else "") + f"{100 * part:.0f} %" if known else "not known")
+            row.append(
+                "–" if share is None else f"{percent(share.low)} to {percent(share.high)}{'+' * share.open_above}"
+            )
+        if gap is None:
+            row += ["–"] * 4
+        else:
+            row += [f"{gap.labels:,}", number(gap.selected), number(gap.random), f"{gap.low:+.2g} to {gap.high:+.2g}"]
+        rows.append([cell.replace("-", "−") for cell in row])
     return table(head, rows)
 
 
 def failures(arms: Sequence[ArmRecord]) -> str:
     """Every failed oracle call and training with its reason."""
     rows = [
-        [ARM_NAMES[arm.name], str(pick.round), f"label of {escaped(pick.formula)}, {_file(pick.source.path)} {pick.source.index}",
-         escaped((pick.failure or "no reason given")[:REASON])]
+        [
+            ARM_NAMES[arm.name],
+            str(pick.round),
+            f"label of {escaped(pick.formula)}, {_file(pick.source.path)} {pick.source.index}",
+            escaped((pick.failure or "no reason given")[:REASON]),
+        ]
         for arm in arms
         for pick in arm.failures[:ROWS]
-    ]  # fmt: skip
+    ]
     for arm in arms:
         for one in arm.rounds:
             if one.training is not None and one.training.failure:
@@ -215,7 +227,7 @@ def failures(arms: Sequence[ArmRecord]) -> str:
                 rows.append([ARM_NAMES[arm.name], str(one.round), "fine-tuning", reason])
     if not rows:
         return '<p class="empty">No oracle call and no training failed.</p>'
-    return table([("arm", ""), ("round", "n"), ("what", ""), ("reason", "")], rows)
+    return table([("arm", "k"), ("round", "n"), ("what", ""), ("reason", "")], rows)
 
 
 def core_seconds(record: CampaignRecord) -> dict[str, dict[str, float]]:
@@ -241,9 +253,9 @@ def core_seconds(record: CampaignRecord) -> dict[str, dict[str, float]]:
 
 def costs(record: CampaignRecord, seconds: Mapping[str, Mapping[str, float]]) -> str:
     """Labels and processor time by arm."""
-    head = [("", ""), ("labels", "n"), ("bought", "n"), ("reused", "n"), ("failed", "n")]
+    head = [("", "k"), ("labels", "n"), ("bought", "n"), ("reused", "n"), ("failed", "n")]
     kinds = ("labelling", "screening", "training", "measuring")
-    head += [(f"{kind}, core time", "n") for kind in kinds] + [("together", "n"), ("by the clock", "n")]
+    head += [(kind, "n") for kind in kinds] + [("together", "n"), ("by the clock", "n")]
     rows = []
     for arm in record.arms:
         every = [pick for one in arm.rounds for pick in one.picks]
@@ -278,8 +290,8 @@ def references(record: CampaignRecord) -> str:
                 notes.append(escaped(found["note"]))
     if not rows:
         return ""
-    last = f"<p>{notes[-1]}</p>" if notes else ""
-    head = [("arm", ""), ("round", "n"), ("shift", ""), ("meV for an atom of each element", "")]
+    last = f"<p>{notes[-1]}</p>" if notes else "<p>No significant shift between the model and the labels was found.</p>"
+    head = [("arm", "k"), ("round", "n"), ("shift", "k"), ("meV for an atom of each element", "")]
     return last + f"<details><summary>Each fine-tuning</summary>{table(head, rows)}</details>"
 
 

@@ -26,10 +26,11 @@ h3 { font-size: 15px; margin: 20px 0 6px; }
 p { margin: 6px 0; max-width: 78ch; }
 small, figcaption, .facts, .empty { color: var(--soft); font-size: 13px; }
 .lead { margin: 18px 0 4px; padding: 0; list-style: none; }
+.facts { max-width: 110ch; }
 .lead li { max-width: 82ch; margin: 0 0 9px; font-size: 16px; }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(165px, 1fr)); gap: 10px; margin: 20px 0 0; }
-.card { background: var(--wash); border: 1px solid var(--rule); border-radius: 7px; padding: 9px 13px; }
-.card b { display: block; font-size: 20px; line-height: 1.3; font-weight: 650; }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 10px; margin: 20px 0 0; }
+.card { background: var(--wash); border: 1px solid var(--rule); border-radius: 7px; padding: 8px 11px; line-height: 1.3; }
+.card b { display: block; font-size: 18px; line-height: 1.3; font-weight: 650; white-space: nowrap; }
 .card span { color: var(--soft); font-size: 12.5px; }
 nav { margin: 14px 0 0; font-size: 13.5px; } nav a { margin-right: 14px; white-space: nowrap; }
 a { color: var(--selected); }
@@ -39,7 +40,8 @@ figcaption { max-width: 82ch; margin-top: 4px; }
 table { border-collapse: collapse; font-size: 13px; line-height: 1.35; }
 th, td { text-align: left; padding: 3px 11px 3px 0; vertical-align: top; border-bottom: 1px solid var(--wash); }
 th { border-bottom: 1px solid var(--rule); font-weight: 600; vertical-align: bottom; }
-td { overflow-wrap: anywhere; min-width: 3.2em; } td small { font-size: 12px; }
+td { overflow-wrap: break-word; } td small { white-space: normal; }
+.k, .k small { white-space: nowrap; } td small { font-size: 12px; }
 .n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 tbody tr:hover { background: var(--wash); }
 th button { font: inherit; color: inherit; background: none; border: 0; padding: 0; cursor: pointer; text-align: inherit; }
