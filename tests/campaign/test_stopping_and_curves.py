@@ -82,6 +82,9 @@ def test_what_was_saved_is_told_as_it_is():
     never = saving("force_rmse_eV_A", selected, ([0, 20, 40], [1.0, 0.8, 0.6]))
     assert never.random is None
     assert "did not reach it with 40" in never.sentence
+    assert never.random_best == 0.6
+    assert never.selected_at_random_best == pytest.approx(20.0)
+    assert "had reached with 20" in never.sentence
     ahead = saving("energy_mae_meV_atom", selected, ([0, 20, 40], [1.0, 0.4, 0.3]))
     assert ahead.random == 20.0
     assert "nothing saved" in ahead.sentence

@@ -13,6 +13,8 @@ class Saving(NamedTuple):
 
     ``error`` is the smallest that the selected arm reached, at ``selected`` labels; ``random`` is where the random twin's
     curve first reaches it, None where it never did; ``at_most`` is then how many labels the twin had without reaching it.
+    ``random_best`` is the smallest error of the twin, and ``selected_at_random_best`` where the selected arm's curve first
+    reaches that, None where it never did.
     """
 
     quantity: str
@@ -20,6 +22,8 @@ class Saving(NamedTuple):
     selected: float
     random: float | None
     at_most: int
+    random_best: float | None = None
+    selected_at_random_best: float | None = None
 
     @property
     def sentence(self) -> str:
@@ -31,7 +35,11 @@ class Saving(NamedTuple):
         if self.selected == 0:
             return f"{name} {self.error:.4g} {unit} is that of the pretrained model: selection did not lower it."
         if self.random is None:
-            return f"{head}; random picks did not reach it with {self.at_most}."
+            rest = f"{head}; random picks did not reach it with {self.at_most}"
+            if self.random_best is None or self.selected_at_random_best is None:
+                return f"{rest}."
+            reached = _count(self.selected_at_random_best)
+            return f"{rest} (their best, {self.random_best:.4g}, selection had reached with {reached})."
         saved = 1.0 - self.selected / self.random if self.random > 0 else 0.0
         if abs(self.random - self.selected) < 0.5:
             return f"{head}, as many with random picks: nothing saved."
@@ -75,7 +83,17 @@ def saving(
     best = min(finite)
     reached = labels_to_reach(*selected, best)
     assert reached is not None
-    return Saving(quantity, best, reached, labels_to_reach(*random, best), max(random[0]))
+    of_random = [error for error in random[1] if error is not None and np.isfinite(error)]
+    random_best = min(of_random, default=None)
+    return Saving(
+        quantity,
+        best,
+        reached,
+        labels_to_reach(*random, best),
+        max(random[0]),
+        random_best,
+        None if random_best is None else labels_to_reach(*selected, random_best),
+    )
 
 
 def _count(labels: float) -> str:

@@ -165,7 +165,8 @@ def _enter(kind: Any, part: str | int) -> list[Any]:
         if part in kind.model_fields:
             return _members(kind.model_fields[part].annotation)
         return [kind] if part == kind.__name__ or part in _tags(kind) else []
-    return _members(get_args(kind)[-1]) if get_args(kind) and isinstance(part, int) else []
+    entries = [one for one in get_args(kind) if one is not ...]
+    return _members(entries[-1]) if entries and isinstance(part, int) else []
 
 
 def _members(annotation: Any) -> list[Any]:
