@@ -290,10 +290,28 @@ def test_relaxation_goes_down_to_the_minimum():
     np.testing.assert_allclose(found.positions[0], [0.3, -0.2, 0.0], atol=1e-3)
 
 
+def test_particles_that_are_made_come_from_relaxed_starts_unless_that_is_declined():
+    argon = load_potential("ase:ase.calculators.lj:LennardJones?sigma=3.4&epsilon=0.0104&rc=10")
+    dimer = Atoms("Ar2", [[0, 0, 0], [0, 0, 4.3]])
+    cold = {"burn_in_steps": 0, "snapshot_every": 1, "temperature_K": 1e-6, "relax_fmax_eV_A": 1e-4}
+
+    def first_bond(relax, particles):
+        initial = {**cold, "relax": relax}
+        values = {"method": "skmd", "particles": particles, "descriptor": {"name": "inverse-distances"}}
+        options = sample_options({**values, "steps": 1, "initial": initial})
+        return initial_structures([dimer, dimer], [argon], options)[0].get_distance(0, 1)
+
+    minimum = 2 ** (1 / 6) * 3.4
+    assert first_bond(None, 4) == pytest.approx(minimum, abs=0.02)
+    assert first_bond(False, 4) == pytest.approx(4.3, abs=0.02)
+    assert first_bond(None, 2) == 4.3  # the starts suffice: they are taken as they are
+
+
 def test_a_start_that_breaks_in_the_burn_in_is_named():
     argon = load_potential("ase:ase.calculators.lj:LennardJones?sigma=3.4&epsilon=0.0104&rc=10")
     starts = [Atoms("Ar2", [[0, 0, 0], [0, 0, d]]) for d in (3.8, 1.0)]
-    options = {"particles": 4, "descriptor": {"name": "inverse-distances"}, "initial": SHORT}
+    short = {**SHORT, "relax": False}
+    options = {"particles": 4, "descriptor": {"name": "inverse-distances"}, "initial": short}
     with pytest.raises(SelectronError, match=r"Starting structure 1 broke in the burn-in"):
         frames_of(argon, starts, method="skmd", **options)
 

@@ -51,7 +51,7 @@ _campaign = (run, resume, status, report, export, validate, schema, template)
 for _module in (select, score, sample, label, train, *_campaign, lists, demo):
     _module.register(app)
 
-STOPPED = "Stopped. Feature rows that are in the cache already are not computed again."
+STOPPED = "Stopped. Feature rows and labels that are stored already are not computed again."
 
 
 def _version(wanted: bool) -> None:

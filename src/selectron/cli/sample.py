@@ -102,7 +102,10 @@ def sample(
         typer.Option(help="median, initial-median or a number.", show_default="median; initial-median for a-skmd"),
     ] = None,
     alignment: Annotated[str | None, typer.Option(help="none, kabsch or minimum-image.", show_default="none")] = None,
-    relax: Annotated[bool | None, typer.Option("--relax", help="Relax the starts with the model first.")] = None,
+    relax: Annotated[
+        bool | None,
+        typer.Option("--relax/--no-relax", help="Relax the starts with the model first."),
+    ] = None,
     burn_in: Annotated[
         int | None, typer.Option(help="Steps before the first snapshot of SKMD's ensemble.", show_default="4000")
     ] = None,

@@ -29,12 +29,8 @@ def plot_frames(
     """Draws up to 4,000 frames of ``pool``, evenly chosen, over the surface or in the plane of their descriptors."""
     from selectron.report.sampling import draw_sampling
 
-    frames = []
-    for index in sorted({i * len(pool) // min(len(pool), SHOWN) for i in range(min(len(pool), SHOWN))}):
-        atoms = pool[index]
-        # the figure's name for the energy; in the file it must not look like a label
-        atoms.info["energy_eV"] = atoms.info.get("model_energy_eV")
-        frames.append(atoms)
+    shown = min(len(pool), SHOWN)
+    frames = [pool[index] for index in sorted({i * len(pool) // shown for i in range(shown)})]
     planar = getattr(potential, "dimensions", 3) == 2
     quantities = {"bias-norm-below": "bias_norm", "uncertainty-above": "uncertainty"}
     limits = {quantities[kind]: value for kind, value in thresholds.items() if kind in quantities}

@@ -68,7 +68,8 @@ def samples_of(name: str, frames: Sequence[Atoms]) -> Samples:
     if not len(frames):
         raise SelectronError(f"The run {name!r} has no frames; a figure of a sampling run needs at least one.")
     reasons = tuple(_reason(atoms) for atoms in frames)
-    energy = _numbers(name, frames, "energy_eV")
+    energy = _numbers(name, frames, "model_energy_eV")
+    energy = np.where(np.isnan(energy), _numbers(name, frames, "energy_eV"), energy)
     for i in np.flatnonzero(np.isnan(energy)).tolist():
         results = getattr(frames[i].calc, "results", {})
         energy[i] = results.get("energy", np.nan)

@@ -280,7 +280,15 @@ def _alignment(options: SampleOptions, system: System) -> Alignment:
             raise SelectronError("The alignment kabsch is for molecules; periodic structures want minimum-image.")
         if len(first) < 2:
             raise SelectronError("One atom cannot be turned: leave alignment at none.")
-        return kabsch(system.masses[: len(first), 0])
+        held = system.free[: len(first)]
+        if bool((held.amin(1) != held.amax(1)).any()):
+            raise SelectronError(
+                "The alignment kabsch turns atoms, so it cannot go with atoms held in some directions only."
+            )
+        masses = system.masses[: len(first), 0]
+        # the gradient of a kernel on aligned coordinates is exact for equal weights alone
+        identity = system.descriptor is not None and system.descriptor.identity
+        return kabsch(torch.ones_like(masses) if identity else masses)
     if not system.periodic:
         raise SelectronError("The alignment minimum-image is for periodic structures; molecules want kabsch.")
     if bool((system.template.cell != system.template.cell[0]).any()):

@@ -113,8 +113,9 @@ class InitialEnsemble(Section):
     ``step_size`` is given. Ensembles are made side by side, each with noise of its own.
     """
 
-    relax: bool = False
-    """Relax the starts with the model first."""
+    relax: bool | None = None
+    """Relax the starts with the model first. Where it is not given: yes for atoms whose particles are made here, since
+    strained starts pull a Stein ensemble all one way (as in the paper), no for points and for starts that suffice."""
 
     relax_fmax_eV_A: Positive = 0.05
     """Largest force at which relaxation ends."""

@@ -100,7 +100,10 @@ def initial_structures(
 
     Raises SelectronError where relaxation does not converge or the burn-in breaks a structure.
     """
-    if options.initial.relax:
+    relax = options.initial.relax
+    if relax is None:
+        relax = preparation_steps(options, len(starts)) > 0 and not is_planar(members[0])
+    if relax:
         starts = [_relaxed(atoms, index, members[0], options) for index, atoms in enumerate(starts)]
     if preparation_steps(options, len(starts)):
         return _snapshots(starts, members[0], options, on_step)
