@@ -290,5 +290,9 @@ def _known_structures(record: CampaignRecord, found: PickMap, picks: dict[str, P
                         known[keys[i]] = atoms
         except (SelectronError, OSError, ValueError, IndexError, KeyError):
             pass  # the pool has gone: picks and training set are shown without it
+    for one in record.selected.rounds[-1:]:
+        if one.sampled is not None:
+            sampled = {structure_hash(atoms): atoms for atoms in read_structures(one.sampled.path)}
+            known |= {key: atoms for key, atoms in sampled.items() if key in wanted}
     known |= {name: pick.structure for name, pick in picks.items() if name in wanted}
     return known

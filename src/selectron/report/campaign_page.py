@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 from selectron import __version__
 from selectron.report import campaign_tables as tables
-from selectron.report.campaign_figures import cost_bars, learning_curves, losses, parity
+from selectron.report.campaign_figures import cost_bars, learning_curves, losses
 from selectron.report.campaign_map import draw_dihedrals, draw_map, interactive_map, read_map
+from selectron.report.campaign_parity import parity
 from selectron.report.campaign_statistics import Curve, curves_of
 from selectron.report.campaign_style import unit_of
 from selectron.report.campaign_summary import MAIN, duration, last_measured, number, oracle_name, sentences

@@ -137,7 +137,13 @@ def _saved_of(record: CampaignRecord, curves: Mapping[str, Curve], quantity: str
         bound = (
             f": more than {least:.0f} % saved{_interval(share)}" if known else ", so how many were saved is not known"
         )
-        return f"{reached} and was not reached by random picks with {saving.at_most:,}{bound}{_gap(gap, unit)}"
+        both = ""
+        if saving.random_best is not None and saving.selected_at_random_best:
+            both = (
+                f"; the best of random picks, {number(saving.random_best)} {unit}, selection had with "
+                f"{saving.selected_at_random_best:.0f} labels"
+            )
+        return f"{reached} and was not reached by random picks with {saving.at_most:,}{bound}{both}{_gap(gap, unit)}"
     saved = 1 - saving.selected / saving.random if saving.random > 0 else 0.0
     verdict = f"{100 * saved:.0f} % saved" if saved > 0.005 else "nothing saved"
     return f"{reached} and {saving.random:.0f} with random picks: {verdict}{_interval(share)}{_gap(gap, unit)}"

@@ -83,6 +83,9 @@ def _round_line(one: RoundRecord) -> str:
     facts += [f"{waiting:,} not yet asked for"] if waiting else []
     if one.left is not None:
         facts.append(f"chosen out of {one.left.structures:,}")
+    if one.sampled is not None:
+        facts.append(f"sampled {one.sampled.frames:,} frames" + (" with the other arm" if one.sampled.shared else ""))
+        facts += [f"{len(one.sampled.ended):,} trajectories broke"] if one.sampled.ended else []
     return f"Round {one.round} <small>{' · '.join(facts)}</small>"
 
 
@@ -236,10 +239,15 @@ def core_seconds(record: CampaignRecord) -> dict[str, dict[str, float]]:
     for arm in record.arms:
         bought = [pick for one in arm.rounds for pick in one.picks if pick.labelled is not None and not pick.shared]
         parts = {"labelling": sum(pick.core_s for pick in bought)}
-        for stage, name in (("train", "training"), ("pick", "screening"), ("measure", "measuring")):
+        for stage, name in (
+            ("sample", "sampling"),
+            ("train", "training"),
+            ("pick", "screening"),
+            ("measure", "measuring"),
+        ):
             parts[name] = sum(one.costs[stage].core_s for one in arm.rounds if stage in one.costs)
         found[arm.name] = parts
-    every = {"training": "train", "screening": "pick", "measuring": "measure"}
+    every = {"sampling": "sample", "training": "train", "screening": "pick", "measuring": "measure"}
     rest = {
         name: max(0.0, record.costs[stage].core_s - sum(parts[name] for parts in found.values()))
         for name, stage in every.items()
@@ -254,7 +262,8 @@ def core_seconds(record: CampaignRecord) -> dict[str, dict[str, float]]:
 def costs(record: CampaignRecord, seconds: Mapping[str, Mapping[str, float]]) -> str:
     """Labels and processor time by arm."""
     head = [("", "k"), ("labels", "n"), ("bought", "n"), ("reused", "n"), ("failed", "n")]
-    kinds = ("labelling", "screening", "training", "measuring")
+    kinds = ["labelling", "screening", "training", "measuring"]
+    kinds += ["sampling"] if any(parts.get("sampling") for parts in seconds.values()) else []
     head += [(kind, "n") for kind in kinds] + [("together", "n"), ("by the clock", "n")]
     rows = []
     for arm in record.arms:
