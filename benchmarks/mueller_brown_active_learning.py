@@ -9,7 +9,8 @@ methods of a trial share initial points, initial network, fit and Brownian path.
 Rows of the paper: Langevin (a point every 100 steps), UDD (committee of 5 on folds of the data), SKMD (T = 100), a-SKMD.
 Rows of our own: the two-phase scheme that the paper leaves to future work (median bandwidth and fixed stopping first, then
 fixed bandwidth and adaptive stopping), a-SKMD in which every labelled point repels (not only the ensemble), and 32
-points drawn at random from the box of the figure, which needs no sampler at all.
+points drawn at random from the box of the figure, which needs no sampler at all; Langevin dynamics and a-SKMD with
+longer paths between points, because uncertainty-driven dynamics takes many more steps than the paper's other rows.
 
 Writes ``mueller_brown_active_learning.json`` (errors of every trial and iteration, steps, points of one trial), a figure of
 errors and one of points. ``--quick`` takes under three minutes.
@@ -69,6 +70,8 @@ import matplotlib.pyplot as plt
 SEED = 11
 SPACING = 100
 """Steps between points of Langevin dynamics, and the stopping time of SKMD (paper: 100)."""
+LONG_SPACING = 400
+"""That of the row which gives Langevin dynamics about as many steps as uncertainty-driven dynamics takes here."""
 MOST_STEPS = 500
 """Steps after which a point is taken even though no criterion holds; the paper has no such limit in its text."""
 LONGEST_STEP_A = 0.1
@@ -174,11 +177,11 @@ def collected(sampler: Sampler, trials: int, wanted: int) -> tuple[Tensor, Tenso
     return found, steps, forced, last
 
 
-def langevin(one: Trials, settings: Settings, seed: int, iteration: int) -> Tensor:
-    """A path that goes on from iteration to iteration, a point every SPACING steps."""
+def langevin(one: Trials, settings: Settings, seed: int, iteration: int, spacing: int = SPACING) -> Tensor:
+    """A path that goes on from iteration to iteration, a point every ``spacing`` steps."""
     del settings, iteration
     system = make_system(one.model, points_as_structures(one.ensemble[:, 0]))
-    watch = Watch((fixed_steps(SPACING),), ANYWHERE)
+    watch = Watch((fixed_steps(spacing),), ANYWHERE)
     sampler = brownian(
         Unbiased(system), kT_eV=KT_EV, step_size=STEP_SIZE, seed=seed, watch=watch, max_displacement_A=LONGEST_STEP_A
     )
@@ -260,6 +263,10 @@ METHODS: dict[str, Proposal] = {
     "two-phase": lambda one, s, seed, i: stein(one, s, seed, adaptive=i >= EXPLORATION, median=i < EXPLORATION),
     "a-SKMD, all labelled repel": lambda one, s, seed, i: stein(one, s, seed, adaptive=True, median=False, memory=True),
     "random in the box": scattered,
+    "Langevin, every 400 steps": lambda one, s, seed, i: langevin(one, s, seed, i, LONG_SPACING),
+    "a-SKMD, γ = 0.5": lambda one, s, seed, i: stein(
+        one, s._replace(bias_threshold=0.5), seed, adaptive=True, median=False
+    ),
 }
 
 CONSTANTS = {
@@ -368,7 +375,7 @@ def known(path: Path, content: dict[str, Any]) -> dict[str, Any]:
     return before["methods"] if same else {}
 
 
-COLOURS = ["#000000", "#D55E00", "#56B4E9", "#0072B2", "#009E73", "#CC79A7", "#999999"]
+COLOURS = ["#000000", "#D55E00", "#56B4E9", "#0072B2", "#009E73", "#CC79A7", "#999999", "#8B6914", "#7A5195"]
 
 
 def draw_errors(content: dict[str, Any], path: Path) -> None:

@@ -368,6 +368,15 @@ def test_lines_in_a_log_tell_rate_and_time_left():
     ]
 
 
+def test_a_slow_start_does_not_end_the_progress():
+    clock, written = [0.0], []
+    progress = Lines(written.append, lambda: clock[0])
+    progress.start("training", 20)
+    clock[0] = 30.0
+    progress.advance(0)
+    assert written == ["training: 0/20, 0.0/s, unknown time left"]
+
+
 def test_a_bar_on_a_terminal():
     stream = StringIO()
     with progress_for(Console(file=stream, force_terminal=True, width=100)) as progress:

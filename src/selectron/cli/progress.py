@@ -80,8 +80,8 @@ class Lines:
         if now - self._last >= LINE_EVERY_S and self._done < self._total:
             rate = (self._done - self._done_at_last) / (now - self._last)
             self._last, self._done_at_last = now, self._done
-            left = (self._total - self._done) / rate if rate else float("inf")
-            self._write(f"{self._label}: {self._done}/{self._total}, {rate:.1f}/s, {_duration(left)} left")
+            left = _duration((self._total - self._done) / rate) if rate else "unknown time"
+            self._write(f"{self._label}: {self._done}/{self._total}, {rate:.1f}/s, {left} left")
 
     def finish(self) -> None:
         """Writes what the stage took."""
