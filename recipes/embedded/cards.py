@@ -7,11 +7,12 @@ from pathlib import Path
 
 import reactive
 import thermal
-import training
 from export import PACKAGE, SAMPLE_SEED, SAMPLE_SIZE
 from labels import isolated_atom_energies
 from measure import DYNAMICS_SEED
 from molecules import SPLIT_SEED
+
+import training
 
 TEMPLATES = Path(__file__).parent
 
