@@ -1,0 +1,95 @@
+"""The figure and the table of one_shot.py: errors of each method against random picks of the same seed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+MEASURES = {
+    "force_mae": "force MAE (eV/Å)",
+    "force_rmse": "force RMSE (eV/Å)",
+    "energy_mae_meV_atom": "energy MAE (meV/atom)",
+    "energy_rmse_meV_atom": "energy RMSE (meV/atom)",
+}
+
+
+class Paired(NamedTuple):
+    """A method against random picks of the same seeds, in per cent of random's mean; ``error`` is a standard error."""
+
+    method: str
+    seeds: int
+    difference: float
+    error: float
+    each: list[float]
+
+
+def paired(content: dict[str, Any], measure: str) -> list[Paired]:
+    """Every method that has a seed in common with random, in the order of the file."""
+    values: dict[str, dict[int, float]] = {}
+    for row in content["rows"]:
+        values.setdefault(row["method"], {})[row["seed"]] = row[measure]
+    reference = values.get("random", {})
+    found = []
+    for method, own in values.items():
+        seeds = sorted(set(own) & set(reference))
+        if method == "random" or not seeds:
+            continue
+        mean = np.mean([reference[s] for s in seeds])
+        each = np.array([100 * (own[s] - reference[s]) / mean for s in seeds])
+        error = float(each.std(ddof=1) / len(each) ** 0.5) if len(each) > 1 else float("nan")
+        found.append(Paired(method, len(seeds), float(each.mean()), error, each.tolist()))
+    return found
+
+
+def summary_lines(content: dict[str, Any]) -> list[str]:
+    """Mean and standard deviation of random, then the paired differences, as rows of a Markdown table."""
+    random = [row for row in content["rows"] if row["method"] == "random"]
+    spread = []
+    for measure in MEASURES:
+        values = np.array([row[measure] for row in random])
+        deviation = values.std(ddof=1) if len(values) > 1 else float("nan")
+        spread.append(f"{values.mean():.4g} ± {deviation:.2g}" if len(values) else "–")
+    lines = ["| picks | seeds | " + " | ".join(MEASURES.values()) + " |", "|---|---|" + "---|" * len(MEASURES)]
+    lines.append("| before | | " + " | ".join(f"{content['before'][m]:.4g}" for m in MEASURES) + " |")
+    lines.append(f"| random | {len(random)} | " + " | ".join(spread) + " |")
+    columns = {measure: {p.method: p for p in paired(content, measure)} for measure in MEASURES}
+    for method, first in columns["force_mae"].items():
+        cells = [f"{columns[m][method].difference:+.1f} ± {columns[m][method].error:.1f} %" for m in MEASURES]
+        lines.append(f"| {method} | {first.seeds} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def draw(content: dict[str, Any], path: Path) -> None:
+    """A panel a measure; a point a seed, and mean with standard error; left of zero is better than random."""
+    shown = {measure: paired(content, measure) for measure in MEASURES}
+    order = [p.method for p in sorted(shown["force_mae"], key=lambda p: -p.difference)]
+    if not order:
+        return
+    figure, panels = plt.subplots(
+        1, len(MEASURES), figsize=(13, 1.6 + 0.3 * len(order)), layout="constrained", sharey=True
+    )
+    random = [row for row in content["rows"] if row["method"] == "random"]
+    for axes, (measure, label) in zip(panels, MEASURES.items(), strict=True):
+        for one in shown[measure]:
+            height = order.index(one.method)
+            axes.plot(one.each, [height] * len(one.each), "o", ms=3, color="0.65")
+            axes.errorbar(one.difference, height, xerr=one.error, fmt="o", ms=5, capsize=3, color="tab:blue")
+        values = np.array([row[measure] for row in random])
+        if len(values) > 1:
+            spread = 100 * values.std(ddof=1) / values.mean()
+            axes.axvspan(-spread, spread, color="tab:orange", alpha=0.15, lw=0)
+        axes.axvline(0, color="tab:orange", lw=1)
+        axes.set_title(f"{label}\nrandom {values.mean():.4g}, before {content['before'][measure]:.4g}", fontsize=9)
+        axes.set_xlabel("against random, %")
+    panels[0].set_yticks(range(len(order)), order)
+    sizes = content["sizes"]
+    figure.suptitle(
+        f"{content['model']}: {sizes['picks']} picks of {sizes['pool']}, case {content['case']}. "
+        "Grey: seeds, paired with random; band: spread of random",
+        fontsize=10,
+    )
+    figure.savefig(path, dpi=150)
+    plt.close(figure)

@@ -1,0 +1,120 @@
+"""Which structures of a pool each method of one_shot.py picks."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from selectron.acquisition import default_scale, select_batch
+from selectron.features import make_features
+from selectron.features.base import normalised
+from selectron.features.registry import FeatureOptions
+from selectron.potentials import load_potential
+from selectron.rows import Rows, concatenate
+from selectron.training.labels import Labelled
+
+BATCH = 16
+SELECTORS = ("ipv", "lcmd", "maxdet", "fps", "bait", "top-k")
+FEATURES = ("energy-ntk", "force-ntk", "joint-ntk", "activation", "soap")
+RATIOS = (0.1, 1.0, 10.0)
+
+
+class Method(NamedTuple):
+    """``ratio`` is w_E / w_F of the joint kernel and means nothing elsewhere; ``per_atom`` rows are divided by N."""
+
+    features: str
+    selector: str
+    per_atom: bool = False
+    ratio: float = 0.1
+
+    @property
+    def label(self) -> str:
+        """How it is called in results."""
+        if self.features == "random":
+            return "random"
+        ratio = f" {self.ratio:g}:1" if self.features == "joint-ntk" else ""
+        return f"{self.features}{ratio} {self.selector}{' per atom' if self.per_atom else ''}"
+
+
+def methods() -> list[Method]:
+    """All, what matters most first: summed rows with ipv and lcmd, joint weights, other selectors, averaged rows, controls."""
+    ntk = FEATURES[:3]
+    ordered = [Method("random", "random")]
+    ordered += [Method(f, s) for s in ("ipv", "lcmd") for f in ntk]
+    ordered += [Method("joint-ntk", "ipv", ratio=r) for r in RATIOS]
+    ordered += [Method(f, s) for s in SELECTORS for f in ntk]
+    ordered += [Method(f, s, per_atom=True) for s in ("ipv", "lcmd") for f in ntk]
+    ordered += [Method(f, s) for f in FEATURES[3:] for s in SELECTORS]
+    return list(dict.fromkeys(ordered))
+
+
+class Kept:
+    """Feature rows of a case's structures, computed once and kept in ``folder``."""
+
+    def __init__(self, folder: Path, model: Path, known: list[Labelled], candidates: list[Labelled]) -> None:
+        self.folder, self.model = folder, model
+        self.known, self.candidates = known, candidates
+        self._rows: dict[tuple[str, float], tuple[Rows, Rows]] = {}
+
+    def rows(self, method: Method) -> tuple[Rows, Rows]:
+        """Rows of the known structures and of the candidates, as summed or averaged as the method wants them."""
+        key = (method.features, method.ratio if method.features == "joint-ntk" else 0.0)
+        if key not in self._rows:
+            self._rows[key] = self._compute(method)
+        pair = []
+        for rows, structures in zip(self._rows[key], (self.known, self.candidates), strict=True):
+            atoms = torch.tensor([len(one.atoms) for one in structures])
+            pair.append(normalised(rows, atoms, "per-atom" if method.per_atom else "none"))
+        return pair[0], pair[1]
+
+    def _compute(self, method: Method) -> tuple[Rows, Rows]:
+        options = FeatureOptions(energy_weight=method.ratio, force_weight=1.0)
+        features = make_features(method.features, load_potential(self.model), options)
+        structures = [one.atoms for one in (*self.known, *self.candidates)]
+        content = hashlib.blake2b(features.fingerprint.encode(), digest_size=8)
+        for atoms in structures:
+            content.update(atoms.numbers.tobytes() + atoms.positions.tobytes())
+        path = self.folder / f"{content.hexdigest()}.pt"
+        if path.exists():
+            values, counts = torch.load(path, weights_only=True)
+        else:
+            print(f"{method.features} of {len(structures)} structures", flush=True)
+            parts = [features.rows(structures[i : i + BATCH]) for i in range(0, len(structures), BATCH)]
+            values, counts = concatenate([Rows(part.values.cpu(), part.counts.cpu()) for part in parts])
+            self.folder.mkdir(parents=True, exist_ok=True)
+            torch.save((values, counts), path)
+        return _part(Rows(values, counts), slice(0, len(self.known))), _part(
+            Rows(values, counts), slice(len(self.known), None)
+        )
+
+
+def _part(rows: Rows, which: slice) -> Rows:
+    stops = torch.cumsum(rows.counts, 0)
+    chosen = torch.arange(len(rows.counts))[which]
+    start = int(stops[chosen[0]] - rows.counts[chosen[0]])
+    return Rows(rows.values[start : int(stops[chosen[-1]])], rows.counts[which])
+
+
+def pick(method: Method, kept: Kept, pool: np.ndarray, budget: int, seed: int) -> np.ndarray:
+    """Places among the candidates of the batch that ``method`` picks from ``pool``, as ``selectron select`` does."""
+    if method.features == "random":
+        return np.random.default_rng([seed, 1]).permutation(pool)[:budget]
+    known, candidates = kept.rows(method)
+    stops = np.cumsum(candidates.counts.numpy())
+    starts = stops - candidates.counts.numpy()
+    places = np.concatenate([np.arange(starts[i], stops[i]) for i in pool])
+    scale = default_scale(known)
+    selection = select_batch(
+        method.selector,
+        scale.apply(Rows(candidates.values[places], candidates.counts[pool])),
+        train=scale.apply(known),
+        budget=budget,
+        prior_precision=scale.prior_precision,
+        noise_variance=scale.noise_variance,
+        seed=seed,
+    )
+    return pool[selection.indices.cpu().numpy()]
