@@ -345,7 +345,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     settings = Settings(**{name: getattr(arguments, name) for name in Settings._fields})
-    trials, iterations = (6, 5) if arguments.quick else (arguments.trials, arguments.iterations)
+    trials, iterations = (6, 3) if arguments.quick else (arguments.trials, arguments.iterations)
     test = boltzmann_samples(SURFACE, kT_eV=KT_EV, bounds=BOUNDS, count=2000, seed=SEED)
     label = "mueller_brown_active_learning" + ("_quick" if arguments.quick else "")
     content: dict[str, Any] = {
