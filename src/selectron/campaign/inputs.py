@@ -18,7 +18,7 @@ from selectron.errors import SelectronError
 from selectron.oracles import make_oracle
 from selectron.structures import Checks, structure_hash
 from selectron.structures.formats import find_files
-from selectron.training.labels import labelled
+from selectron.training.labels import labelled, stress_of
 
 _WHOLE_UP_TO_BYTES = 1 << 30
 
@@ -146,10 +146,8 @@ def _keep(campaign: Campaign, structures: Sequence[Atoms], *, need_labels: bool,
     from selectron.oracles.base import Label
     from selectron.oracles.store import with_label
 
-    labels = labelled(structures, what=what)
-    return campaign.keep(
-        [with_label(atoms, Label(one.energy_eV, one.forces)) for atoms, one in zip(named, labels, strict=True)]
-    )
+    labels = [Label(one.energy_eV, one.forces, stress_of(one.atoms)) for one in labelled(structures, what=what)]
+    return campaign.keep([with_label(atoms, label) for atoms, label in zip(named, labels, strict=True)])
 
 
 def _with_labels(campaign: Campaign, part: HeldOut, name: str, what: str) -> str:

@@ -54,6 +54,18 @@ def _result(atoms: Atoms, name: str, other: Mapping[str, Any]) -> Any:
     return None
 
 
+def stress_of(atoms: Atoms) -> np.ndarray | None:
+    """Stress (3, 3) in eV/Å³, from where :func:`labelled` looks, in Voigt order (xx, yy, zz, yz, xz, xy) or as nine numbers.
+
+    None where there is none, or one that is not finite.
+    """
+    found = _result(atoms, "stress", atoms.info)
+    values = np.zeros(0) if found is None else np.asarray(found, dtype=float).ravel()
+    if values.size not in (6, 9) or not np.isfinite(values).all():
+        return None
+    return values[[0, 5, 4, 5, 1, 3, 4, 3, 2]].reshape(3, 3) if values.size == 6 else values.reshape(3, 3)
+
+
 def usable(entries: Iterable[Atoms | UnreadableFrame], *, what: str) -> Iterator[Atoms]:
     """``entries`` of a pool; raises SelectronError where one cannot be read: a label must not vanish in silence."""
     for index, entry in enumerate(entries):
@@ -104,9 +116,9 @@ def _plain(one: Labelled, shift_eV: float) -> Atoms:
     atoms = Atoms(one.atoms.numbers, one.atoms.positions, cell=one.atoms.cell, pbc=one.atoms.pbc)
     atoms.info["REF_energy"] = one.energy_eV + float(shift_eV)
     atoms.arrays["REF_forces"] = one.forces
-    stress = _result(one.atoms, "stress", one.atoms.info)
-    if stress is not None and np.isfinite(np.asarray(stress, dtype=float)).all():
-        atoms.info["REF_stress"] = np.asarray(stress, dtype=float)
+    stress = stress_of(one.atoms)
+    if stress is not None:
+        atoms.info["REF_stress"] = stress[[0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]]
     return atoms
 
 
