@@ -9,9 +9,8 @@ from torch import Tensor
 
 from selectron.errors import SelectronError
 from selectron.potentials.base import Evaluation
-from selectron.sampling.descriptors import traced
 from selectron.sampling.state import Field, Memory
-from selectron.sampling.system import System, graph_of, shortest_distances
+from selectron.sampling.system import System, evaluate_traced, graph_of, shortest_distances
 from selectron.sampling.unbiased import plain_field
 
 
@@ -79,17 +78,8 @@ class WellTemperedMetadynamics:
     def __call__(self, positions: Tensor, memory: Memory, step: int) -> tuple[Field, Memory]:
         """The field with the bias of the hills so far; every ``every`` steps a hill is added after that."""
         system = self.system
-        descriptor = system.descriptor
-        assert descriptor is not None
         batch, graph = graph_of(system, positions, memory.graphs[0])
-        leaf, energies, values = traced(system.potential, descriptor, batch)
-        if energies is None:
-            found = system.potential.evaluate(batch)
-            assert found.forces is not None
-            energies, forces = found.energies, found.forces
-        else:
-            (gradient,) = torch.autograd.grad(energies.sum(), leaf, retain_graph=True)
-            energies, forces = energies.detach(), -gradient
+        leaf, values, energies, forces = evaluate_traced(system, batch)
         hills: Hills = memory.bias
         here = values.detach().double()
         if hills.mean.shape[1] == 0:
@@ -103,7 +93,7 @@ class WellTemperedMetadynamics:
         if hills.heights.shape[1]:
             (pulled,) = torch.autograd.grad(values, leaf, -cotangent.to(values.dtype))
             bias_forces = pulled.double() * system.free
-        evaluation = Evaluation(energies.double(), forces.double() * system.free)
+        evaluation = Evaluation(energies, forces)
         field = plain_field(evaluation, here, shortest_distances(system, batch))._replace(bias_forces=bias_forces)
         return field, Memory((graph,), self._grown(hills, here, height, step))
 

@@ -10,13 +10,12 @@ from torch import Tensor
 
 from selectron.potentials.base import Evaluation
 from selectron.sampling.brownian import Scales, brownian
-from selectron.sampling.descriptors import traced
 from selectron.sampling.ending import geometry_of
 from selectron.sampling.geometry import Geometry
 from selectron.sampling.skmd import Stepping, check_ensembles
 from selectron.sampling.state import Field, Memory, Sampler, Watch
 from selectron.sampling.stein import Standing, SteinKernel, differences, pair_distances
-from selectron.sampling.system import System, graph_of, shortest_distances
+from selectron.sampling.system import System, evaluate_traced, graph_of, shortest_distances
 from selectron.sampling.unbiased import plain_field
 
 
@@ -54,20 +53,12 @@ class SteinField:
 
     def __call__(self, positions: Tensor, memory: Memory, step: int) -> tuple[Field, Memory]:
         """The field with b as bias."""
-        system, descriptor, stein = self.system, self.system.descriptor, self.stein
+        system, stein, descriptor = self.system, self.stein, self.system.descriptor
         assert descriptor is not None
         batch, graph = graph_of(system, positions, memory.graphs[0])
-        leaf, energies, values = traced(system.potential, descriptor, batch)
-        if energies is None:
-            found = system.potential.evaluate(batch)
-            assert found.forces is not None
-            energies, forces = found.energies, found.forces
-        else:
-            (gradient,) = torch.autograd.grad(energies.sum(), leaf, retain_graph=True)
-            energies, forces = energies.detach(), -gradient
-        forces = forces.double() * system.free
+        leaf, values, energies, forces = evaluate_traced(system, batch)
         here = values.detach().double()
-        field = plain_field(Evaluation(energies.double(), forces), here, shortest_distances(system, batch))
+        field = plain_field(Evaluation(energies, forces), here, shortest_distances(system, batch))
         acting = self._unbroken(field, positions)
         atoms = system.of_atoms(acting)[:, None]
         shape = (self.ensembles, self.particles)

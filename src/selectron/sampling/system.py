@@ -14,7 +14,7 @@ from torch import Tensor
 
 from selectron.errors import SelectronError
 from selectron.potentials.base import Evaluation, Potential
-from selectron.sampling.descriptors import GlobalDescriptor
+from selectron.sampling.descriptors import GlobalDescriptor, traced
 from selectron.structures.graphs import GraphBatch, collate
 from selectron.structures.verlet import SkinList, refreshed, skin_list
 
@@ -170,6 +170,32 @@ def evaluate(system: System, positions: Tensor, graph: Graph) -> Evaluated:
         batch,
         graph,
     )
+
+
+class Traced(NamedTuple):
+    """One model call with the graph of the descriptors: positions (N, 3), a leaf, and descriptors (P, D) hang together.
+
+    ``energies`` (P,) in eV and ``forces`` (N, 3) in eV/Å are float64 without graph; forces are zero where coordinates are held.
+    """
+
+    leaf: Tensor
+    values: Tensor
+    energies: Tensor
+    forces: Tensor
+
+
+def evaluate_traced(system: System, batch: GraphBatch) -> Traced:
+    """Energies and forces of ``batch``, and descriptors that can still be differentiated in the positions."""
+    assert system.descriptor is not None
+    leaf, energies, values = traced(system.potential, system.descriptor, batch)
+    if energies is None:
+        found = system.potential.evaluate(batch)
+        assert found.forces is not None
+        energies, forces = found.energies, found.forces
+    else:
+        (gradient,) = torch.autograd.grad(energies.sum(), leaf, retain_graph=True)
+        energies, forces = energies.detach(), -gradient
+    return Traced(leaf, values, energies.double(), forces.double() * system.free)
 
 
 def shortest_distances(system: System, batch: GraphBatch) -> Tensor:
