@@ -72,8 +72,8 @@ def errors_by_kind(arm: ArmRecord, structures: list[Any]) -> dict[str, dict[str,
     kinds = np.array([atoms.info["kind"] for atoms in structures])
     sizes = np.array([len(atoms) for atoms in structures])
     of_atoms = np.repeat(kinds, sizes)
-    energies = (predictions.energies_eV - predictions.reference_energies_eV) / sizes * 1000
-    forces = predictions.forces - predictions.reference_forces
+    energies = (predictions.energy_eV - predictions.energy_label_eV) / sizes * 1000
+    forces = predictions.forces - predictions.force_labels
     return {
         kind: {
             "force_rmse_eV_A": float(np.sqrt(np.mean(forces[of_atoms == kind] ** 2))),
@@ -87,7 +87,7 @@ def numbers(folder: Path) -> dict[str, Any]:
     """Learning curves, what was sampled and picked, and whether cells and stresses came through."""
     record = read_campaign(folder / "run")
     exported = read(folder / "exported" / "train.extxyz", ":")
-    test = read(record.test_path, ":")
+    test = read(folder / "test.extxyz", ":")
     arms = {}
     for arm in record.arms:
         arms[arm.name] = {
@@ -107,6 +107,7 @@ def numbers(folder: Path) -> dict[str, Any]:
                 for one in arm.rounds
             ],
             "stop": arm.stop,
+            "by_kind": errors_by_kind(arm, test),
         }
     return {
         "arms": arms,
