@@ -36,9 +36,10 @@ oracle:
   kind: gfn2-xtb               # or dft, mace, ase (any ASE calculator), gfn1-xtb
 
 trainer:
-  epochs: 20
+  epochs: 15
   learning_rate: 0.002
   batch_size: 8
+  threads: 1                   # a model this small trains no faster on more
 
 budget:
   labels: 60
