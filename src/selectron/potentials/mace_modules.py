@@ -194,11 +194,12 @@ class EquivariantLinear(RecordedLayer):
         self.starts_out = starts_out
 
     def forward(self, x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
-        """(n, irreps_in.dim) to (n, irreps_out.dim)."""
-        del weight, bias  # internal weights only
+        """(n, irreps_in.dim) to (n, irreps_out.dim), with ``weight`` in place of its own where that is given."""
+        del bias  # internal only
+        weight = self.weight if weight is None else weight
         blocks: dict[int, Tensor] = {}
         for start_in, start_out, rows, columns, dim, offset, scale in self.paths:
-            w = self.weight[offset : offset + rows * columns].view(rows, columns) * scale
+            w = weight[offset : offset + rows * columns].view(rows, columns) * scale
             y = _from_items(_as_items(x, start_in, rows, dim) @ w, columns, dim)
             blocks[start_out] = blocks[start_out] + y if start_out in blocks else y
         for start_out, offset, length in self.biases:

@@ -15,6 +15,7 @@ import torch
 from ase import Atoms
 from ase.data import chemical_symbols
 
+from selectron import __version__
 from selectron.errors import SelectronError
 from selectron.potentials.load import DTYPES, model_file
 from selectron.potentials.mace import MacePotential
@@ -110,8 +111,13 @@ def fine_tune(
     )
     references_eV = reference_energies(potential) + (shift.shift_eV if shift is not None and shift.applied else 0.0)
     settings = settings_of(options, dtype, potential, references_eV, len(training) + len(old))
+    settings |= {"layers": options.layers, "selectron": __version__}
     (run / "settings.json").write_text(json.dumps(settings, indent=1))
-    history = run_trainer(options, run, on_progress)
+    try:
+        history = run_trainer(options, run, on_progress)
+    except TrainingFailed:
+        _say_if_refused(run, name)
+        raise
 
     draft, best_epoch = trained_model(run, options)
     after = errors(_checked(draft, potential, options), validation)
@@ -196,6 +202,15 @@ def _checked(draft: Path, before: MacePotential, options: TrainOptions) -> MaceP
     if leftover:
         raise TrainingFailed("mace-torch did not merge the LoRA corrections into the model; the old model is kept.")
     return after
+
+
+def _say_if_refused(run: Path, name: str) -> None:
+    """Raises SelectronError where fast layers were asked for and could not be had."""
+    if (run / "refused.txt").exists():
+        reason = (run / "refused.txt").read_text()
+        raise SelectronError(
+            f"{name} cannot be trained with layers: fast: {reason}; auto trains it on mace-torch's own."
+        ) from None
 
 
 def _refuse_diverged(before: Errors, after: Errors, options: TrainOptions, run: Path) -> None:

@@ -1,8 +1,9 @@
 """Runs mace-torch's ``mace_run_train`` on one settings file, without what selectron does not need of it.
 
-Executed by path with whatever interpreter has mace-torch: it imports nothing of selectron. The training itself (data,
+Executed by path with whatever interpreter has mace-torch; selectron need not be there. The training itself (data,
 loss, optimiser, schedule, steps, checkpoints) is mace-torch's. What differs from ``mace_run_train``:
 
+* energies and forces come from selectron's layers where these cover the model and the interpreter has the same selectron;
 * the model to fine-tune is taken as it is, where mace-torch would build it anew and copy weights over;
 * no error tables and no TorchScript copy at the end;
 * ``patience`` works (in mace-torch 0.3.16 it has no effect in a single process, and a loss that is NaN counts as better);
@@ -10,7 +11,8 @@ loss, optimiser, schedule, steps, checkpoints) is mace-torch's. What differs fro
 * it ends when the process that started it has gone.
 
 Usage: ``python mace_runner.py settings.json`` with ``{"arguments": [...], "patience": n | null, "last_stage": epoch,
-"rebuild": false}``; writes ``outcome.json`` at the very end.
+"rebuild": false, "threads": n, "layers": "auto" | "fast" | "plain", "selectron": version}``; writes ``outcome.json`` at the
+very end, and ``refused.txt`` where fast layers are asked for and cannot be had.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from importlib import import_module
 from typing import Any
 
 NOT_FINITE = 3
+REFUSED = 4
 
 
 class _Enough(Exception):
@@ -41,6 +44,23 @@ def _end_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def _fast_forward(model: Any, data: Any, version: str) -> tuple[Any, str]:
+    """The model's function on selectron's layers, or None and the reason."""
+    try:
+        found = import_module("selectron").__version__
+    except ImportError:
+        return None, "this interpreter has no selectron"
+    if found != version:
+        return None, f"this interpreter has selectron {found}, not {version}"
+    try:
+        layers: Any = import_module("selectron.training.fast_layers")
+        forward = layers.fast_forward(model)
+        layers.check_equal(model, forward, data)
+    except Exception as error:
+        return None, str(error) or type(error).__name__
+    return forward, ""
 
 
 def main(path: str) -> None:
@@ -78,11 +98,37 @@ def main(path: str) -> None:
             if settings["patience"] is not None and self.waited >= settings["patience"]:
                 raise _Enough
 
-    def train(*arguments: Any, **options: Any) -> None:
+    layers = "plain"
+
+    def choose_layers(model: Any, loader: Any, distributed: bool) -> None:
+        nonlocal layers
+        if settings["layers"] == "plain":
+            return
+        forward, reason = None, "the training is distributed"
+        if not distributed:
+            few = loader.collate_fn([loader.dataset[i] for i in range(min(2, len(loader.dataset)))])
+            forward, reason = _fast_forward(
+                model, few.to(next(model.parameters()).device).to_dict(), settings["selectron"]
+            )
+        if forward is not None:
+            layers, model.forward = "fast", forward
+            trainer.logging.info("Layers: selectron's.")
+        elif settings["layers"] == "auto":
+            trainer.logging.info("Layers: mace-torch's own, since %s.", reason)
+        else:
+            with open("refused.txt", "w", encoding="utf-8") as stream:
+                stream.write(reason)
+            sys.exit(REFUSED)
+
+    def train(*, model: Any, valid_loaders: Any, **options: Any) -> None:
+        loader = next(iter(valid_loaders.values()))
+        choose_layers(model, loader, options.get("distributed_model") is not None)
         try:
-            original_train(*arguments, **options)
+            original_train(model=model, valid_loaders=valid_loaders, **options)
         except _Enough:
             trainer.logging.info("No better validation loss for %d epochs: enough.", settings["patience"])
+        finally:
+            vars(model).pop("forward", None)  # what is saved is mace-torch's alone
 
     class NoScript:
         @staticmethod
@@ -104,7 +150,7 @@ def main(path: str) -> None:
         building.load_foundations_elements = as_it_is
     trainer.run(args)
     with open("outcome.json", "w", encoding="utf-8") as stream:
-        json.dump({"core_s": time.process_time()}, stream)
+        json.dump({"core_s": time.process_time(), "layers": layers}, stream)
 
 
 if __name__ == "__main__":

@@ -107,6 +107,11 @@ class TrainOptions(BaseModel):
     device: str = Field("cpu", description="cpu, cuda or cuda:N.")
     dtype: Literal["auto", "float32", "float64"] = Field("auto", description="auto: the precision the model file has.")
     head: str | None = Field(None, description="Head of a model with several; the result has this head alone.")
+    layers: Literal["auto", "fast", "plain"] = Field(
+        "auto",
+        description="What computes energies and forces in training. fast: selectron's layers, on the same parameters; plain: "
+        "mace-torch's; auto: fast where these cover the model and the interpreter has this selectron, else plain.",
+    )
     interpreter: str = Field(
         default_factory=lambda: sys.executable,
         description="Python that runs mace-torch; it needs mace-torch, not selectron.",
