@@ -1,8 +1,8 @@
 """mace-torch's trainer on selectron's layers: the same function of the same parameters, sooner.
 
 The model that mace-torch trains keeps its modules: optimiser, groups, moving average, checkpoints and the file at the end see
-nothing else. Only its ``forward`` is that of a copy with the layers of :mod:`selectron.potentials.mace_modules`, which holds the
-very same parameter tensors. Runs in the trainer's process, if that can import selectron.
+nothing else. Only its ``forward`` is that of a copy with the layers of :mod:`selectron.potentials.mace_modules`, which
+holds the very same parameter tensors. Runs in the trainer's process, if that can import selectron.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ TOLERANCE = {
 }
 """Of the largest of the batch, or of 1 eV or eV/Å where that is less."""
 
-Forward = Callable[..., dict[str, Tensor | None]]
+Forward = Callable[..., dict[str, Any]]
 
 
 class NotCovered(Exception):
@@ -56,13 +56,13 @@ def fast_forward(model: torch.nn.Module) -> Forward:
         raise NotCovered(f"the model is a {type(model).__name__}, not a MACE or ScaleShiftMACE")
     if hasattr(model, "joint_embedding"):
         raise NotCovered("the model takes more of a structure than positions, cell and elements")
-    others = {type(layer.conv_tp).__name__ for layer in model.interactions} - {"TensorProduct"}  # type: ignore[union-attr]
+    others = {type(layer.conv_tp).__name__ for layer in model.interactions} - {"TensorProduct"}
     if others:
         raise NotCovered(f"the model's convolution is not e3nn's but {' and '.join(sorted(others))}")
     fast, holder, _, _ = recorded_copy(model)
     _merge_corrections(model, fast)
 
-    def forward(data: Mapping[str, Tensor], *arguments: Any, **options: Any) -> dict[str, Tensor | None]:
+    def forward(data: Mapping[str, Tensor], *arguments: Any, **options: Any) -> dict[str, Any]:
         return fast(_composed(data, holder), *arguments, **options)
 
     return forward
@@ -77,7 +77,7 @@ def _merge_corrections(model: torch.nn.Module, fast: torch.nn.Module) -> None:
 
 
 def _composed(data: Mapping[str, Tensor], holder: CompositionHolder) -> dict[str, Tensor]:
-    """``data`` with its edges in the order of their receivers, which the layers sum over; tells ``holder`` what it consists of."""
+    """``data`` with its edges in the order of their receivers, over which layers sum; tells ``holder`` what is in it."""
     order = torch.argsort(data["edge_index"][1], stable=True)
     edges = {"edge_index": data["edge_index"].index_select(1, order)}
     edges |= {key: data[key].index_select(0, order) for key in ("shifts", "unit_shifts")}
