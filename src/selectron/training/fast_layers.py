@@ -50,6 +50,7 @@ def fast_forward(model: torch.nn.Module) -> Forward:
         model: a ``MACE`` or ``ScaleShiftMACE``, with or without mace-torch's LoRA layers. Its parameters may change
             in place afterwards, and may be frozen and thawed; its modules may not change.
 
+    With ``training`` results are functions of the parameters alone, and can be differentiated once and in nothing else.
     The edges of a batch may come in any order. Raises :class:`NotCovered` for a model of another kind.
     """
     if not isinstance(model, MACE) or type(model).__name__ not in {"MACE", "ScaleShiftMACE"}:
@@ -62,10 +63,44 @@ def fast_forward(model: torch.nn.Module) -> Forward:
     fast, holder, _, _ = recorded_copy(model)
     _merge_corrections(model, fast)
 
-    def forward(data: Mapping[str, Tensor], *arguments: Any, **options: Any) -> dict[str, Any]:
-        return fast(_composed(data, holder), *arguments, **options)
+    def forward(data: Mapping[str, Tensor], *, training: bool = False, **options: Any) -> dict[str, Any]:
+        composed = _composed(data, holder)
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        if not (training and trained):
+            return fast(composed, training=training, **options)
+        out: dict[str, Any] = {}
+        values = _OfParameters.apply(lambda: _evaluated(fast, composed, options, out), *trained)
+        return out | dict(zip([key for key in _LEARNED if out[key] is not None], values, strict=True))
 
     return forward
+
+
+_LEARNED = ("energy", "forces", "virials", "stress")
+
+
+def _evaluated(
+    fast: torch.nn.Module, data: dict[str, Tensor], options: dict[str, Any], out: dict[str, Any]
+) -> list[Tensor]:
+    """What a loss may be made of, with its graph; everything, without it, goes to ``out``."""
+    with torch.enable_grad():
+        found = fast({**data, "positions": data["positions"].detach()}, training=True, **options)
+    out |= {key: value.detach() if isinstance(value, Tensor) else value for key, value in found.items()}
+    return [found[key] for key in _LEARNED if found[key] is not None]
+
+
+class _OfParameters(torch.autograd.Function):
+    """Tensors as functions of the parameters alone: autograd then leaves out the loss's gradient in the positions."""
+
+    @staticmethod
+    def forward(ctx: Any, evaluate: Callable[[], list[Tensor]], *parameters: Tensor) -> tuple[Tensor, ...]:
+        ctx.parameters, ctx.values = parameters, evaluate()
+        return tuple(value.detach() for value in ctx.values)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        used = [(value, gradient) for value, gradient in zip(ctx.values, gradients, strict=True) if value.requires_grad]
+        values, gradients = zip(*used, strict=True)
+        return None, *torch.autograd.grad(values, ctx.parameters, gradients, allow_unused=True)
 
 
 def _merge_corrections(model: torch.nn.Module, fast: torch.nn.Module) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -39,6 +40,8 @@ from selectron.training.references import ReferenceShift, compositions, referenc
 __all__ = ["OUTPUT", "FineTuned", "TrainingFailed", "fine_tune"]
 
 OUTPUT = "fine_tuned.model"
+SMALL = 300_000
+"""Parameters below which one CPU thread trains as fast as many."""
 
 
 def fine_tune(
@@ -74,6 +77,7 @@ def fine_tune(
     base = load_mace(base_path)
     name = str(model) if str(model) == "embedded" else base_path.stem
     dtype = _dtype(base, options)
+    options = options.model_copy(update={"threads": _threads(base, options)})
     potential = MacePotential(base, name=name, dtype=torch.float64, device=options.device, head=options.head)
     if potential.atomic_numbers != sorted(potential.atomic_numbers):
         raise SelectronError(
@@ -147,6 +151,14 @@ def _dtype(base: torch.nn.Module, options: TrainOptions) -> torch.dtype:
     if options.dtype != "auto":
         return DTYPES[options.dtype]
     return next(p.dtype for p in base.parameters() if p.is_floating_point())
+
+
+def _threads(base: torch.nn.Module, options: TrainOptions) -> int:
+    if options.threads != "auto":
+        return options.threads
+    if sum(p.numel() for p in base.parameters()) < SMALL:
+        return 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _about_isolated(potential: MacePotential, shift: ReferenceShift | None, isolated_eV: dict[str, float]) -> list[str]:

@@ -78,7 +78,8 @@ def main(path: str) -> None:
 
     torch.set_num_threads(settings["threads"])
     torch.use_deterministic_algorithms(True, warn_only=True)  # scatter sums in one order, however many threads
-    torch.utils.deterministic.fill_uninitialized_memory = False  # nothing reads it; filling costs a seventh of a step
+    deterministic: Any = import_module("torch.utils.deterministic")
+    deterministic.fill_uninitialized_memory = False  # nothing reads it; filling costs a seventh of a step
 
     class Logger(trainer.tools.MetricsLogger):
         """mace-torch's results file; also where a training is ended early."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -116,12 +115,8 @@ class TrainOptions(BaseModel):
         default_factory=lambda: sys.executable,
         description="Python that runs mace-torch; it needs mace-torch, not selectron.",
     )
-    threads: int = Field(
-        default_factory=lambda: (
-            len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        ),
-        ge=1,
-        description="CPU threads of the training.",
+    threads: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        "auto", description="CPU threads of the training; auto: one for a small model, all cores for a larger one."
     )
     time_limit_s: float | None = Field(None, gt=0, description="Longest a training may take; none: no limit.")
     extra: list[str] = Field(
