@@ -19,7 +19,8 @@ class Case(NamedTuple):
     """One model and what it may learn from; pool, validation and test are of different reactions.
 
     ``known`` are structures that the model can be assumed to know: they condition the selectors, and are trained on only
-    where ``train_known`` is true. ``candidates`` are what the pool of each seed is drawn from.
+    where ``train_known`` is true. ``candidates`` are what the pool of each seed is drawn from. ``replay`` is old data that may
+    join any training; where ``replay_by_model`` is true its labels are to be made with the model that is about to learn.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Case(NamedTuple):
     valid: list[Labelled]
     test: list[Labelled]
     replay: list[Labelled]
+    replay_by_model: bool = False
 
 
 class Sizes(NamedTuple):
@@ -72,8 +74,15 @@ def load_case(name: str, shared: Path, sizes: Sizes) -> Case:
         labelled([atoms for atoms in candidates if id(atoms) not in known_places]),
         labelled(valid),
         labelled(test),
-        replay=[],
+        replay=_ani1x(shared),
+        replay_by_model=True,
     )
+
+
+def _ani1x(shared: Path) -> list[Labelled]:
+    """Off-equilibrium organic molecules, without their labels."""
+    frames = read(shared / "data" / "ani1x_1000.xyz", ":")
+    return [Labelled(Atoms(a.numbers, a.positions), 0.0, np.zeros((len(a), 3))) for a in frames]
 
 
 def _rdb7(shared: Path, sizes: Sizes) -> list[Atoms]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -23,7 +24,9 @@ class Recipe(NamedTuple):
     """How a model is fine-tuned; names and meanings of ``TrainOptions``.
 
     ``gamma`` multiplies the learning rate after each epoch; ``loss`` is "weighted" (squares) or "l1" (|ΔE|/N and the
-    norm of an atom's force error).
+    norm of an atom's force error). ``replay`` is how many structures of old data join the new
+    ones; batches grow in proportion, so that the number of steps stays. From epoch ``stage_two_start`` on the other
+    two weights and learning rate hold, and the best epoch is one of theirs.
     """
 
     epochs: int = 40
@@ -36,6 +39,19 @@ class Recipe(NamedTuple):
     ema: float | None = None
     weight_decay: float = 5e-7
     clip_grad: float = 10.0
+    replay: int = 0
+    stage_two_start: int | None = None
+    stage_two_learning_rate: float = 1e-4
+    stage_two_energy_weight: float = 1000.0
+    stage_two_forces_weight: float = 100.0
+
+    def stage_two(self) -> Recipe:
+        """The weights and the learning rate of the second stage."""
+        return self._replace(
+            learning_rate=self.stage_two_learning_rate,
+            energy_weight=self.stage_two_energy_weight,
+            forces_weight=self.stage_two_forces_weight,
+        )
 
 
 class _Batch(NamedTuple):
@@ -45,7 +61,13 @@ class _Batch(NamedTuple):
 
 
 def train(
-    model: torch.nn.Module, structures: list[Labelled], valid: list[Labelled], recipe: Recipe, seed: int
+    model: torch.nn.Module,
+    structures: list[Labelled],
+    valid: list[Labelled],
+    recipe: Recipe,
+    seed: int,
+    *,
+    replay: Sequence[Labelled] = (),
 ) -> tuple[MacePotential, int]:
     """The model of the epoch with the lowest validation loss, as a potential in float32, and that epoch."""
     potential = MacePotential(copy.deepcopy(model), dtype=torch.float32)
@@ -54,11 +76,16 @@ def train(
     optimiser = torch.optim.Adam(_groups(potential.model, recipe), lr=recipe.learning_rate, amsgrad=True)
     average = [p.detach().clone() for p in parameters]
     steps = math.ceil(len(structures) / recipe.batch_size)
-    size = len(structures) // steps
+    structures = [*structures, *replay]
     random = np.random.default_rng(seed)
+    size = len(structures) // steps
     held_out = [_batch(potential, valid[i : i + 32]) for i in range(0, len(valid), 32)]
     lowest, best, best_epoch, updates = math.inf, average, -1, 0
     for epoch in range(recipe.epochs):
+        if epoch == recipe.stage_two_start:
+            recipe, lowest = recipe.stage_two(), math.inf
+            for group in optimiser.param_groups:
+                group["lr"] = recipe.learning_rate
         order = random.permutation(len(structures))
         for step in range(steps):
             batch = _batch(potential, [structures[i] for i in order[step * size : (step + 1) * size]])

@@ -102,6 +102,19 @@ def start_model(case: Case, training: list[Labelled]) -> tuple[torch.nn.Module, 
     return model, shift
 
 
+def old_data(case: Case, model: torch.nn.Module, count: int, seed: int) -> list[Labelled]:
+    """``count`` structures of the case's old data, drawn with the seed; labelled by ``model`` where the case says so."""
+    drawn = [case.replay[i] for i in np.random.default_rng([seed, 2]).permutation(len(case.replay))[:count]]
+    if not (case.replay_by_model and drawn):
+        return drawn
+    potential = MacePotential(copy.deepcopy(model), dtype=torch.float64)
+    found = [potential.evaluate(potential.batch([entry.atoms])) for entry in drawn]
+    return [
+        Labelled(entry.atoms, float(one.energies[0]), one.forces.numpy())
+        for entry, one in zip(drawn, found, strict=True)
+    ]
+
+
 def one(case: Case, kept: Kept, method: Method, seed: int, recipe: Recipe, sizes: Any) -> dict[str, Any]:
     """Picks, trains and measures."""
     began = time.monotonic()
@@ -111,7 +124,8 @@ def one(case: Case, kept: Kept, method: Method, seed: int, recipe: Recipe, sizes
     training = [*chosen, *case.known] if case.train_known else chosen
     picked = time.monotonic()
     model, shift = start_model(case, training)
-    potential, epoch = train(model, training, case.valid, recipe, seed)
+    replay = old_data(case, model, recipe.replay, seed)
+    potential, epoch = train(model, training, case.valid, recipe, seed, replay=replay)
     tags = [str(entry.atoms.info["tag"]) for entry in chosen]
     return {
         "method": method.label,
@@ -129,7 +143,8 @@ def one(case: Case, kept: Kept, method: Method, seed: int, recipe: Recipe, sizes
 
 def options_of(recipe: Recipe, seed: int) -> TrainOptions:
     """The same recipe for ``fine_tune``."""
-    fields = {k: v for k, v in recipe._asdict().items() if k not in {"gamma", "loss"}}
+    unlike = {"gamma", "loss", "replay", *(name for name in Recipe._fields if name.startswith("stage_two"))}
+    fields = {k: v for k, v in recipe._asdict().items() if k not in unlike}
     extra = ["--scheduler=ExponentialLR", f"--lr_scheduler_gamma={recipe.gamma}"]
     extra += ["--loss=l1l2energyforces"] if recipe.loss == "l1" else []
     return TrainOptions(**fields, seed=seed, threads=torch.get_num_threads(), extra=extra)
@@ -143,10 +158,11 @@ def check(case: Case, recipe: Recipe, sizes: Any) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for seed in (0, 1):
         model, _ = start_model(case, training)
-        found[f"in process, seed {seed}"] = numbers(
-            errors(train(model, training, case.valid, recipe, seed)[0], case.test), tags
-        )
-    plain, valid = ([_with_results(entry) for entry in part] for part in (training, case.valid))
+        replay = old_data(case, model, recipe.replay, seed)
+        potential, _ = train(model, training, case.valid, recipe, seed, replay=replay)
+        found[f"in process, seed {seed}"] = numbers(errors(potential, case.test), tags)
+    old = old_data(case, start_model(case, training)[0], recipe.replay, 0)
+    plain, valid = ([_with_results(entry) for entry in part] for part in ([*training, *old], case.valid))
     with tempfile.TemporaryDirectory() as folder:
         result = fine_tune(case.model, plain, valid, options_of(recipe, 0), folder)
         found["fine_tune"] = numbers(errors(result.model_path, case.test, dtype="float32"), tags)
@@ -173,7 +189,8 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     sizes = QUICK if arguments.quick else FULL
     epochs = 3 if arguments.quick else 20
-    recipe = RECIPE._replace(epochs=epochs, gamma=0.02 ** (1 / epochs))
+    replay = 0 if arguments.case == "level" else RECIPE.replay
+    recipe = RECIPE._replace(epochs=epochs, gamma=0.02 ** (1 / epochs), replay=replay)
     name = f"one_shot_{arguments.case}{'_quick' if arguments.quick else ''}"
     path = arguments.output / f"{name}.json"
     if arguments.draw:
@@ -221,7 +238,7 @@ def main() -> None:
     draw(results.content, path.with_suffix(".png"))
 
 
-RECIPE = Recipe(learning_rate=3e-3, loss="l1", energy_weight=100.0, forces_weight=10.0, ema=0.99)
+RECIPE = Recipe(learning_rate=0.01, loss="l1", energy_weight=100.0, forces_weight=10.0, ema=0.99, replay=100)
 
 if __name__ == "__main__":
     main()
