@@ -1,12 +1,15 @@
 """The report of a campaign: it tells the record's numbers, needs nothing from outside, and lets no file write into the page."""
 
 import dataclasses
+import io
 import json
 import os
 import re
 import shutil
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
@@ -20,11 +23,16 @@ if str(CAMPAIGNS) not in sys.path:
 
 from ase.io import read, write  # noqa: E402
 from quick_campaign import begin_in, prepare, quick_fine_tune, rattled, run_quickly  # noqa: E402
+from rich.console import Console  # noqa: E402
+from scipy.spatial.distance import pdist  # noqa: E402
 
 from selectron.campaign.history import read_campaign  # noqa: E402
 from selectron.campaign.measuring import QUANTITIES, Predictions  # noqa: E402
+from selectron.cli.status import summarise  # noqa: E402
 from selectron.report import campaign_style, campaign_tables  # noqa: E402
+from selectron.report.campaign_map import draw_map  # noqa: E402
 from selectron.report.campaign_page import write_campaign_report  # noqa: E402
+from selectron.report.campaign_points import read_map  # noqa: E402
 from selectron.report.campaign_statistics import (  # noqa: E402
     curves_of,
     difference,
@@ -96,7 +104,9 @@ def page_of(record, tmp_path):
     return Page(tmp_path / "report.html")
 
 
-def begun(tmp_path, tiny_model, **changes):
+def begun(tmp_path, tiny_model, *, water=0, **changes):
+    if water:
+        write(tmp_path / "water.extxyz", [a for a in rattled(6 * water, 7) if a.get_chemical_formula() == "H2O"])
     begin_in(prepare(tmp_path, tiny_model, **changes), tmp_path / "run")
     return tmp_path / "run"
 
@@ -156,7 +166,7 @@ def test_the_summary_tells_the_errors_that_the_predictions_give(played):
 def test_costs_add_up_to_all_that_was_spent(played):
     parts = campaign_tables.core_seconds(played)
     spent = played.oracle_core_s + sum(
-        cost.core_s for name, cost in played.costs.items() if name in ("pick", "train", "measure")
+        cost.core_s for name, cost in played.costs.items() if name in ("pick", "map", "train", "measure")
     )
     assert sum(sum(one.values()) for one in parts.values()) == pytest.approx(spent)
 
@@ -236,12 +246,100 @@ def test_failed_trainings_without_a_twin_are_told(tmp_path, tiny_model):
     assert "Labels at equal error" not in page.words
 
 
-def test_a_report_without_the_feature_rows_has_no_map_and_says_why(played, tmp_path):
-    copy = tmp_path / "copy"
-    shutil.copytree(played.folder, copy, ignore=shutil.ignore_patterns("scratch"))
-    page = page_of(read_campaign(copy), tmp_path)
+def copied(folder, target):
+    """The campaign as it comes to another machine: without what can be made again."""
+    shutil.copytree(folder, target, ignore=shutil.ignore_patterns("scratch"))
+    return target
+
+
+def without_planes(folder):
+    """The campaign in ``folder`` as a version without planes left it."""
+    with closing(sqlite3.connect(folder / "campaign.sqlite")) as connection, connection:
+        connection.execute("DELETE FROM trail WHERE key IN (SELECT key FROM stages WHERE name = 'map')")
+        connection.execute("DELETE FROM stages WHERE name = 'map'")
+        for key, text in connection.execute("SELECT key, output FROM stages WHERE name = 'pick'").fetchall():
+            output = json.loads(text)
+            output.pop("plane", None)
+            connection.execute("UPDATE stages SET output = ? WHERE key = ?", (json.dumps(output), key))
+    return read_campaign(folder)
+
+
+def picked(record):
+    return {pick.structure_hash for arm in record.arms for one in arm.rounds for pick in one.picks}
+
+
+def test_the_map_is_there_on_another_machine_with_every_pick(played, tmp_path):
+    copy = read_campaign(copied(played.folder, tmp_path / "copy"))
+    found, before = read_map(copy), read_map(played)
+    assert picked(played) <= set(found.hashes), "failed picks and those of the twin too"
+    assert len(found.hashes) == len(set(found.hashes))
+    np.testing.assert_array_equal(found.coordinates, before.coordinates)
+    page = page_of(copy, tmp_path)
+    assert page.frames
+    assert draw_map(copy, found) == draw_map(played, before)
+
+
+def test_the_map_lies_as_the_feature_rows_do(played, tmp_path):
+    shutil.copytree(played.folder, tmp_path / "old")
+    kept, of_rows = read_map(played), read_map(without_planes(tmp_path / "old"))
+    places = {name: i for i, name in enumerate(of_rows.hashes)}
+    both = [(i, places[name]) for i, name in enumerate(kept.hashes) if name in places]
+    assert len(both) > 30
+    here, there = (points[list(chosen)] for points, chosen in zip(
+        (kept.coordinates, of_rows.coordinates), zip(*both, strict=True), strict=True))  # fmt: skip
+    # the planes are of nearly the same structures, and the signs of their axes are open
+    assert np.corrcoef(pdist(here), pdist(there))[0, 1] > 0.999
+
+
+def test_a_campaign_of_an_older_version_has_a_page_without_its_map(played, tmp_path):
+    old = without_planes(copied(played.folder, tmp_path / "copy"))
+    page = page_of(old, tmp_path)
     assert not page.frames
     assert "There is no map" in page.words
+
+
+def test_a_damaged_plane_costs_the_map_alone(played, tmp_path):
+    copy = copied(played.folder, tmp_path / "copy")
+    read_campaign(copy).plane_paths[0].write_bytes(b"PK damaged")
+    page = page_of(read_campaign(copy), tmp_path)
+    assert "There is no map" in page.words
+    assert "Learning curves" in page.words
+
+
+SAMPLING = {
+    "starts": ["train.extxyz"],
+    "start_indices": [0],
+    "method": "skmd",
+    "particles": 3,
+    "temperature_K": 300.0,
+    "iterations": 6,
+    "initial": {"burn_in_steps": 10, "snapshot_every": 5},
+    "stopping": [{"kind": "fixed-steps", "steps": 10}],
+}
+
+
+def test_picks_of_the_twin_from_its_own_samples_are_in_the_map(tmp_path, tiny_model):
+    folder = begun(tmp_path, tiny_model, pool=None, sampling=SAMPLING, features={"name": "joint-ntk", "dim": 16})
+    run_quickly(folder)
+    record = read_campaign(folder)
+    assert not record.random.rounds[1].sampled.shared, "samples that the selected arm's screening never saw"
+    assert picked(record) <= set(read_map(record).hashes)
+    assert "random picks: 6 picks in" in (page_of(record, tmp_path), (tmp_path / "report.html").read_text())[1]
+
+
+def test_broken_trajectories_are_counted_by_reason(tmp_path, tiny_model):
+    limits = {"max_force_eV_A": 1e-6}  # so that every particle breaks at its first step
+    starts = {"starts": ["water.extxyz"], "start_indices": None}  # as many as particles: no dynamics before
+    folder = begun(tmp_path, tiny_model, pool=None, sampling={**SAMPLING, **starts, "geometry": limits}, water=3)
+    run_quickly(folder)
+    record = read_campaign(folder)
+    assert len(record.selected.rounds[0].sampled.ended) == 3
+    words = page_of(record, tmp_path).words
+    assert "3 trajectories broke a force became too large" in words
+    said = io.StringIO()
+    summarise(record, Console(file=said, width=200))
+    assert "3 trajectories broke" in said.getvalue()
+    assert "a force became too large" in said.getvalue()
 
 
 def test_pictures_take_the_colours_of_the_page(played, tmp_path):

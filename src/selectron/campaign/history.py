@@ -216,6 +216,7 @@ class CampaignRecord:
     | activity      | what is being done, or was last                                                          |
     | process       | the process that runs it now, or None                                                    |
     | costs         | seconds by kind of stage, both arms together                                             |
+    | plane_paths   | :class:`selectron.campaign.plane.Plane` of the last screening, and of picks that it lacks  |
     | oracle_calls, oracle_core_s, oracle_wall_s | distinct labels and failed calls of this campaign, and what they cost |
     """
 
@@ -241,6 +242,7 @@ class CampaignRecord:
     validation_path: Path | None
     quarantine_path: Path | None
     start_model: Path | None
+    plane_paths: Sequence[Path]
 
     @property
     def arms(self) -> list[ArmRecord]:
@@ -286,6 +288,9 @@ def _read(folder: Path, state: CampaignState, config: CampaignConfig) -> Campaig
     for stage in stages:
         if stage.arm and stage.name != "stop":
             rounds.setdefault((stage.arm, stage.round), []).append(stage)
+        elif stage.name == "sample" and _ended(stages, SELECTED) in (None, "exhausted"):
+            # of a run that gave nothing to pick there is no other stage
+            rounds.setdefault((SELECTED, stage.round), [])
     runs = {(stage.arm, stage.round): stage for stage in stages if stage.name == "sample"}
     inputs = next((stage for stage in stages if stage.name == "inputs"), None)
     measured = next((stage for stage in stages if stage.name == "measure" and not stage.arm), None)
@@ -332,7 +337,23 @@ def _read(folder: Path, state: CampaignState, config: CampaignConfig) -> Campaig
         validation_path=path(held.get("validation", facts.get("validation"))),
         quarantine_path=path(facts.get("quarantine")),
         start_model=path(facts.get("model")),
+        plane_paths=[artifacts.path(name) for name in _planes(stages)],
     )
+
+
+def _ended(stages: Sequence[Stage], arm: str) -> str | None:
+    """The rule by which an arm ended, None where it has not."""
+    return next((str(stage.output["rule"]) for stage in stages if stage.name == "stop" and stage.arm == arm), None)
+
+
+def _planes(stages: Sequence[Stage]) -> list[str]:
+    """Artifacts of the newest plane; none where the campaign was run by a version that kept none."""
+    picked = [stage for stage in stages if stage.name == "pick" and stage.arm == SELECTED]
+    plane = picked[-1].output.get("plane") if picked else None
+    if plane is None:
+        return []
+    others = [stage.output["others"] for stage in stages if stage.name == "map" and stage.inputs["plane"] == plane]
+    return [plane, *(name for name in others[-1:] if name is not None)]
 
 
 def _reason(stop: Mapping[str, Any] | None) -> tuple[str | None, str | None]:

@@ -10,7 +10,7 @@ from selectron.campaign.context import RANDOM, SELECTED, Campaign
 from selectron.campaign.fitting import measure, train
 from selectron.campaign.inputs import Inputs, read_inputs
 from selectron.campaign.labelling import label_picks
-from selectron.campaign.picking import Request, pick
+from selectron.campaign.picking import Request, pick, place_picks
 from selectron.campaign.state import Stage
 from selectron.campaign.stopping import Stop, plateau_reached, target_reached
 
@@ -19,8 +19,9 @@ from selectron.campaign.stopping import Stop, plateau_reached, target_reached
 class Arm:
     """How far an arm is: all of it follows from the stages that are done.
 
-    ``labelled`` are the artifacts of its labelled structures, one or more a round, ``measured`` its stages of errors, the
-    first that of the pretrained model.
+    ``labelled`` are the artifacts of its labelled structures, one or more a round, ``picked`` those of all its picks,
+    ``measured`` its stages of errors, the first that of the pretrained model, ``plane`` the newest plane of the features
+    with the model that they are of.
     """
 
     name: str
@@ -29,6 +30,8 @@ class Arm:
     labelled: list[str] = field(default_factory=list)
     labels: int = 0
     failed: list[str] = field(default_factory=list)
+    picked: list[str] = field(default_factory=list)
+    plane: tuple[str, str] | None = None
     stop: Stop | None = None
 
     def validation(self) -> list[dict[str, Any] | None]:
@@ -51,11 +54,14 @@ def play(campaign: Campaign) -> list[Arm]:
     round = 0
     while any(arm.stop is None for arm in arms):
         round += 1
+        picked = sum(len(arm.picked) for arm in arms)
         for arm in arms:
             if arm.stop is None and arm.name == RANDOM:
                 arm.stop = _enough_for_twin(arm, arms[0])
             if arm.stop is None:
                 arm.stop = _play_round(campaign, inputs, arm, round)
+        if sum(len(arm.picked) for arm in arms) > picked:
+            _complete_map(campaign, arms, round)
     for arm in arms:
         assert arm.stop is not None
         last = {"measured": arm.measured[-1].key, "labels": arm.labels, "stop": arm.stop._asdict()}
@@ -114,6 +120,10 @@ def _buy_labels(campaign: Campaign, inputs: Inputs, arm: Arm, round: int) -> Sto
             validation_errors=predictions["predictions"] if predictions and attempt == 0 else None,
         )
         picks = pick(campaign, inputs, request)
+        if picks.output.get("plane") is not None:
+            arm.plane = (picks.output["plane"], arm.model)
+        if picks.output["structures"] is not None:
+            arm.picked.append(picks.output["structures"])
         if picks.output["stop"] is not None:
             return Stop(**picks.output["stop"])
         if not picks.output["picks"]:
@@ -138,6 +148,15 @@ def _buy_labels(campaign: Campaign, inputs: Inputs, arm: Arm, round: int) -> Sto
             "oracle", f"No label was obtained in round {round}: {_calls(failures)} failed (the first: {reason})."
         )
     return None
+
+
+def _complete_map(campaign: Campaign, arms: list[Arm], round: int) -> None:
+    """Puts the picks into the newest plane that it lacks; in a campaign without twin and failures it lacks none."""
+    selected = arms[0]
+    if selected.plane is None or (len(arms) == 1 and not selected.failed):
+        return
+    plane, model = selected.plane
+    place_picks(campaign, round=round, plane=plane, model=model, picks=[name for arm in arms for name in arm.picked])
 
 
 def _candidates(campaign: Campaign, inputs: Inputs, arm: Arm, round: int) -> Candidates:

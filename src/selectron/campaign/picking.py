@@ -16,6 +16,7 @@ from selectron.campaign.candidates import Candidates, Index, PoolPart
 from selectron.campaign.context import RANDOM, Campaign, bare
 from selectron.campaign.inputs import Inputs
 from selectron.campaign.measuring import Predictions, finite
+from selectron.campaign.plane import place_others, plane_of
 from selectron.campaign.state import Stage, digest
 from selectron.campaign.stopping import calibrate, structure_errors, variance_low
 from selectron.features import FeatureMap, FeatureOptions, FeatureStore, make_features
@@ -63,6 +64,7 @@ def pick(campaign: Campaign, inputs: Inputs, request: Request) -> Stage:
     """The stage that picks; its output has ``picks`` (best first), ``structures`` (their artifact), and ``left``.
 
     ``left`` describes the posterior variances of what may still be picked, and ``stop`` is the rule on them, where it fires.
+    ``plane`` is the artifact of the :class:`selectron.campaign.plane.Plane` that the map of a report is drawn from.
     """
     config = campaign.config
     campaign.reporter.stage("pick", request.arm, request.round)
@@ -149,6 +151,7 @@ def _by_selector(campaign: Campaign, inputs: Inputs, request: Request) -> dict[s
         )
         left = np.flatnonzero(screening.catalogue.first & ~screening.known)
         facts, stop = _what_is_left(campaign, inputs, request, screening, left, features, options)
+        plane = plane_of(screening, {atoms.info["hash"] for atoms in campaign.read(request.labelled)})
     picks = []
     for one in screening.picks:
         place = int(screening.catalogue.indices[one.place])
@@ -160,7 +163,32 @@ def _by_selector(campaign: Campaign, inputs: Inputs, request: Request) -> dict[s
         "left": facts,
         "stop": stop,
         "notes": screening.notes,
+        "plane": None if plane is None else campaign.artifacts.put(plane.write, ".npz"),
     }
+
+
+def place_picks(campaign: Campaign, *, round: int, plane: str, model: str, picks: Sequence[str]) -> Stage:
+    """The stage that puts picks into ``plane`` that its screening did not see: those of the twin, and failed ones.
+
+    ``model`` is that of the screening, ``picks`` are artifacts of picked structures, of both arms.
+    """
+    config = campaign.config
+    asked = {
+        "plane": plane,
+        "model": model,
+        "picks": list(picks),
+        "features": config.features.model_dump(mode="json"),
+        "seed": config.seed,
+        "device": config.model.device,
+        "dtype": config.model.dtype,
+    }
+    campaign.reporter.stage("map", "", round)
+    return campaign.state.stage(
+        "map",
+        asked,
+        lambda: place_others(campaign, plane, _feature_maps(campaign, model)[0], campaign.read(picks)),
+        round=round,
+    )
 
 
 def _what_is_left(

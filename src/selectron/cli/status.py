@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -58,6 +59,7 @@ def summarise(record: CampaignRecord, console: Console) -> None:
         console.print(table)
         console.print("Errors on the test set: forces in eV/Å, energies in meV/atom.", highlight=False)
     lines = [_failures(arm) for arm in record.arms if arm.failures]
+    lines += _broken(record)
     for arm in record.arms:
         lost = [str(one.round) for one in arm.rounds if one.training is not None and one.training.failure]
         if lost:
@@ -81,6 +83,24 @@ def _row(one: RoundRecord) -> list[str]:
 def _failures(arm: ArmRecord) -> str:
     count = len(arm.failures)
     return f"{arm.name}: {count} pick{'' if count == 1 else 's'} could not be labelled (the first: {arm.failures[0].failure})."
+
+
+def _broken(record: CampaignRecord) -> list[str]:
+    """One line on the trajectories that broke in all sampling runs, a run of both arms counted once."""
+    runs = {
+        (one.round, "" if one.sampled.shared else arm.name): one.sampled
+        for arm in record.arms
+        for one in arm.rounds
+        if one.sampled is not None
+    }
+    reasons = Counter(reason for run in runs.values() for *_, reason in run.ended)
+    if not reasons:
+        return []
+    count, (reason, _) = reasons.total(), reasons.most_common(1)[0]
+    which = "the reason" if len(reasons) == 1 else "most often"
+    return [
+        f"Sampling: {count} trajector{'y' if count == 1 else 'ies'} broke and gave no more frames ({which}: {reason})."
+    ]
 
 
 def _number(value: float | None, how: str) -> str:

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import html
 import math
-import sqlite3
 import tempfile
 from collections.abc import Sequence
-from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,109 +17,18 @@ from matplotlib.figure import Figure
 
 from selectron.errors import SelectronError
 from selectron.report.backbone import find_backbone, frame_dihedrals, residues
+from selectron.report.campaign_points import PickMap, read_structures
 from selectron.report.campaign_style import ARM_NAMES, INK, ROUNDS, RULE, dress, sheet, svg
 from selectron.report.landscape import plane_coverage
 from selectron.report.map_data import FeatureMapData
 from selectron.report.map_html import write_html
-from selectron.report.projection import Projection
 from selectron.report.ramachandran import ramachandran_coverage
 
 if TYPE_CHECKING:
-    from selectron.campaign.history import CampaignRecord, PickRecord
+    from selectron.campaign.history import ArmRecord, CampaignRecord, PickRecord
 
-MOST = 8000  # structures of the background
 IN_3D = 1200
 CELLS = 25
-_QUERY = 500
-
-
-@dataclass(frozen=True)
-class PickMap:
-    """Structures in the plane of largest variance of the features of the last screening.
-
-    | field       | shape   | meaning                                                       |
-    |-------------|---------|---------------------------------------------------------------|
-    | hashes      | n       | structure hashes                                              |
-    | coordinates | (n, 2)  | position in the plane                                         |
-    | explained   | (2,)    | fraction of the feature variance along each axis              |
-    | known       |         | hashes of the initial training set                            |
-    """
-
-    hashes: tuple[str, ...]
-    coordinates: np.ndarray
-    explained: np.ndarray
-    known: frozenset[str]
-
-
-def read_map(record: CampaignRecord) -> PickMap | None:
-    """The map from the feature rows that the last screening left in the campaign's folder; None where they are gone.
-
-    A row may belong to a pool structure, a pick or the training set. Of more than 8,000 every so-manieth is drawn, all picks
-    among them.
-    """
-    from selectron.structures import structure_hash
-
-    stores = sorted((record.folder / "scratch" / "features").glob("*/*.sqlite"))
-    if not stores:
-        return None
-    picks = {pick.structure_hash for arm in record.arms for one in arm.rounds for pick in one.picks}
-    train = [structure_hash(atoms) for atoms in read_structures(record.train_path)]
-    try:
-        vectors = _vectors(stores, picks | set(train))
-    except (sqlite3.Error, ValueError, KeyError):
-        return None  # being written, or damaged: a map is not worth a report
-    if len(vectors) < 3:
-        return None
-    hashes = tuple(vectors)
-    rows = np.stack([vectors[name] for name in hashes])
-    if not np.isfinite(rows).all():
-        return None
-    plane = Projection.of_batches([rows])
-    return PickMap(hashes, plane.transform(rows), plane.explained, frozenset(train))
-
-
-def _vectors(stores: Sequence[Path], wanted: set[str]) -> dict[str, np.ndarray]:
-    """One vector a structure, as :func:`selectron.screening.outputs.draw` makes them."""
-    import torch
-
-    from selectron.acquisition import structure_embedding
-    from selectron.rows import Rows
-
-    found: dict[str, tuple[int, bytes]] = {}
-    for store in stores:
-        where = (
-            f"file:{store.absolute().as_posix().replace('%', '%25').replace('?', '%3f').replace('#', '%23')}?mode=ro"
-        )
-        with closing(sqlite3.connect(where, uri=True, timeout=5.0)) as connection:
-            every = [row[0] for row in connection.execute("SELECT key FROM rows ORDER BY id")]
-            keep = every[:: max(1, math.ceil(len(every) / MOST))]
-            chosen = list(dict.fromkeys([*keep, *(key for key in every if key.hex() in wanted)]))
-            for start in range(0, len(chosen), _QUERY):
-                keys = chosen[start : start + _QUERY]
-                marks = ",".join("?" * len(keys))
-                for key, m, data in connection.execute(f"SELECT key, m, data FROM rows WHERE key IN ({marks})", keys):
-                    found.setdefault(key.hex(), (m, data))
-    if not found:
-        return {}
-    counts = [m for m, _ in found.values()]
-    dim = len(next(iter(found.values()))[1]) // (4 * counts[0])
-    values = np.concatenate([np.frombuffer(data, "<f4").reshape(m, dim) for m, data in found.values()])
-    rows = Rows(torch.from_numpy(values), torch.tensor(counts))
-    single = all(count == 1 for count in counts)
-    vectors = structure_embedding(rows, single=single).to(torch.float64)
-    if not single:
-        vectors = torch.nn.functional.normalize(vectors, dim=1)
-    return dict(zip(found, vectors.numpy(), strict=True))
-
-
-def read_structures(path: Path | None) -> list[Atoms]:
-    """The structures of an artifact; none where it is None."""
-    from selectron.structures import Pool
-
-    if path is None:
-        return []
-    with Pool.open([path]) as pool:
-        return pool[:]
 
 
 def draw_map(record: CampaignRecord, found: PickMap) -> str:
@@ -143,16 +49,22 @@ def draw_map(record: CampaignRecord, found: PickMap) -> str:
     grid = figure.subplots(1, len(arms), squeeze=False, sharex=True, sharey=True)[0]
     norm = _round_norm(last)
     for axes, arm, pairs, cover in zip(grid, arms, chosen, covered, strict=False):
-        axes.scatter(*points[~training].T, s=5, color=RULE, linewidths=0, rasterized=len(points) > 1500)
+        size = 5 if len(points) > 500 else 14
+        axes.scatter(*points[~training].T, s=size, color=RULE, linewidths=0, rasterized=len(points) > 1500)
         axes.scatter(
-            *points[training].T, s=9, facecolors="none", edgecolors=RULE, linewidths=0.7, rasterized=len(points) > 1500
+            *points[training].T,
+            s=size + 4,
+            facecolors="none",
+            edgecolors=RULE,
+            linewidths=0.7,
+            rasterized=len(points) > 1500,
         )
         where = points[[i for _, i in pairs]]
         rounds = [pick.round for pick, _ in pairs]
         axes.scatter(*where.T, s=26, c=rounds, cmap=ROUNDS, norm=norm, edgecolors=INK, linewidths=0.5, zorder=3)
         dress(axes, grid=False)
         axes.set_title(
-            f"{ARM_NAMES[arm.name]}: {len(pairs):,} picks in {cover['cells_visited']:,} of "
+            f"{ARM_NAMES[arm.name]}: {_counted(pairs, arm)} in {cover['cells_visited']:,} of "
             f"{covered[-1]['cells_visited']:,} occupied cells",
             loc="left",
             color=INK,
@@ -167,9 +79,24 @@ def draw_map(record: CampaignRecord, found: PickMap) -> str:
     )
     caption = (
         f"The plane of largest variance of the features ({html.escape(record.config.features.name)}) in the last screening: "
-        f"small dots are candidates, rings the initial training set, large dots picks. Cells: {CELLS} × {CELLS} over the plane."
+        f"small dots are {_candidates(record)}, rings the initial training set, large dots picks. "
+        f"Cells: {CELLS} × {CELLS} over the plane."
     )
     return svg(figure, f"Map of candidates and picks. {words}.", caption=caption)
+
+
+def _counted(pairs: Sequence[object], arm: ArmRecord) -> str:
+    every = sum(len(one.picks) for one in arm.rounds)
+    count = f"{len(pairs):,}" if len(pairs) == every else f"{len(pairs):,} of {every:,}"
+    return f"{count} pick{'' if count == '1' else 's'}"
+
+
+def _candidates(record: CampaignRecord) -> str:
+    if record.config.pool is not None:
+        return "candidates"
+    return "what the selected arm sampled in that round" + (
+        "; the other picks come from samples of other rounds and of the twin" if record.random else ""
+    )
 
 
 def _round_norm(last: int) -> Normalize:

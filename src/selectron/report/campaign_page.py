@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 
 from selectron import __version__
 from selectron.report import campaign_tables as tables
+from selectron.report.campaign_failures import failures
 from selectron.report.campaign_figures import cost_bars, learning_curves, losses
-from selectron.report.campaign_map import draw_dihedrals, draw_map, interactive_map, read_map
+from selectron.report.campaign_map import draw_dihedrals, draw_map, interactive_map
 from selectron.report.campaign_parity import parity
+from selectron.report.campaign_points import read_map
 from selectron.report.campaign_statistics import Curve, curves_of
 from selectron.report.campaign_style import unit_of
 from selectron.report.campaign_summary import MAIN, duration, last_measured, number, oracle_name, sentences
@@ -86,7 +88,7 @@ def _sections(record: CampaignRecord, curves: Mapping[str, Curve]) -> list[tuple
         ("costs", "Costs", tables.costs(record, seconds)
             + "<p class='facts'>Times of labelling, screening, training, measuring and together are processor time.</p>"
             + cost_bars(seconds) + _oracle_total(record)),
-        ("failures", "Failures", tables.failures(record.arms)),
+        ("failures", "Failures", failures(record.arms)),
         ("configuration", "Configuration",
             f"<details open><summary>campaign.yaml</summary><pre>{escaped(record.text)}</pre></details>"),
         ("origins", "Versions, seeds and data", tables.origins(record)),
@@ -157,7 +159,7 @@ def _map(record: CampaignRecord) -> str:
     found = read_map(record)
     dihedrals = draw_dihedrals(record)
     if found is None:
-        gone = '<p class="empty">There is no map: the feature rows of the last screening are not in the campaign’s folder.</p>'
+        gone = '<p class="empty">There is no map: the campaign’s folder holds neither the map of a round nor feature rows.</p>'
         return dihedrals or (gone if any(arm.rounds for arm in record.arms) else "")
     drawn, inside = draw_map(record, found), interactive_map(record, found)
     if inside is None:

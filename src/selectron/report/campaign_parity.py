@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.ticker import MaxNLocator
 
-from selectron.report.campaign_map import read_structures
+from selectron.report.campaign_points import read_structures
 from selectron.report.campaign_style import ACCENT, ARM_NAMES, INK, ROUNDS, SELECTED, dress, sheet, svg
 from selectron.report.campaign_summary import number
 

@@ -43,6 +43,16 @@ def duration(seconds: float) -> str:
     return f"{hours:,} h {minutes:02d} min"
 
 
+def count_of(labels: float) -> str:
+    """A number of labels, read from a curve between measurements: few of them with a decimal."""
+    return f"{labels:,.0f}" if labels >= 20 or labels == round(labels) else f"{labels:.1f}"
+
+
+def labels_of(labels: float) -> str:
+    """The same with its noun."""
+    return f"{count_of(labels)} label{'' if count_of(labels) == '1' else 's'}"
+
+
 def percent(share: float) -> str:
     """A share in whole percents; where selection took more labels it is negative."""
     return f"{100 * share:.0f} %".replace("-", "−") if share > -9.995 else "below −1000 %"
@@ -60,6 +70,8 @@ def oracle_name(record: CampaignRecord) -> str:
     for key in ("method", "functional", "model", "calculator"):
         found = getattr(options, key, None)
         if isinstance(found, str):
+            if key == "calculator":
+                return found.rsplit(":", 1)[-1]
             return f"{options.kind} ({found.rsplit('/', 1)[-1]})" if found != options.kind else found
     return {"gfn2-xtb": "GFN2-xTB", "gfn1-xtb": "GFN1-xTB"}.get(str(options.kind), str(options.kind))
 
@@ -130,7 +142,7 @@ def _saved_of(record: CampaignRecord, curves: Mapping[str, Curve], quantity: str
         return "no finite error was measured"
     if saving.selected == 0:
         return f"selection did not lower the {name} below that of the model before fine-tuning{_gap(gap, unit)}"
-    reached = f"{name} {number(saving.error)} {unit} took {saving.selected:.0f} labels with selection"
+    reached = f"{name} {number(saving.error)} {unit} took {labels_of(saving.selected)} with selection"
     if saving.random is None:
         least = 100 * (1 - saving.selected / saving.at_most) if saving.at_most else 0.0
         known = least >= 1
@@ -141,12 +153,12 @@ def _saved_of(record: CampaignRecord, curves: Mapping[str, Curve], quantity: str
         if saving.random_best is not None and saving.selected_at_random_best:
             both = (
                 f"; the best of random picks, {number(saving.random_best)} {unit}, selection had with "
-                f"{saving.selected_at_random_best:.0f} labels"
+                f"{labels_of(saving.selected_at_random_best)}"
             )
         return f"{reached} and was not reached by random picks with {saving.at_most:,}{bound}{both}{_gap(gap, unit)}"
     saved = 1 - saving.selected / saving.random if saving.random > 0 else 0.0
     verdict = f"{100 * saved:.0f} % saved" if saved > 0.005 else "nothing saved"
-    return f"{reached} and {saving.random:.0f} with random picks: {verdict}{_interval(share)}{_gap(gap, unit)}"
+    return f"{reached} and {count_of(saving.random)} with random picks: {verdict}{_interval(share)}{_gap(gap, unit)}"
 
 
 def _interval(share: SavedShare | None) -> str:

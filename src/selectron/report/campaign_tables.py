@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from selectron.report.campaign_statistics import Curve, difference, saved_share
 from selectron.report.campaign_style import ARM_NAMES, QUANTITY_NAMES, unit_of
-from selectron.report.campaign_summary import duration, number, percent
+from selectron.report.campaign_summary import count_of, duration, number, percent
 
 if TYPE_CHECKING:
-    from selectron.campaign.history import ArmRecord, CampaignRecord, PickRecord, RoundRecord
+    from selectron.campaign.history import CampaignRecord, PickRecord, RoundRecord
 
 ROWS = 400  # picks shown of one round
 LONG = 20  # a longer table of rounds is folded
@@ -103,7 +103,7 @@ def _picks_of(one: RoundRecord) -> str:
     for pick in one.picks[:ROWS]:
         row = [f"{pick.rank}\f{pick.rank}", escaped(pick.formula)]
         row += [escaped(_what(pick))] if named else []
-        row += [_file(pick.source.path), f"{pick.source.index}\f{pick.source.index}"]
+        row += [file_name(pick.source.path), f"{pick.source.index}\f{pick.source.index}"]
         row += [_value(pick.score), _value(pick.variance)] if by_score else []
         row += [_nearest(pick), _value(pick.distance)] if near else []
         row += [_label(pick), f"{duration(pick.core_s)}\f{pick.core_s!r}" if pick.labelled is not None else "–\f"]
@@ -125,7 +125,8 @@ def _what(pick: PickRecord) -> str:
     return ", ".join(found)[:160]
 
 
-def _file(path: str) -> str:
+def file_name(path: str) -> str:
+    """The last part of a path, made harmless."""
     return escaped(PurePath(path).name or path)
 
 
@@ -133,7 +134,7 @@ def _nearest(pick: PickRecord) -> str:
     if pick.nearest is None:
         return "–"
     where = f"round {pick.nearest_round}" if pick.nearest_round else "initial training set"
-    return f"{_file(pick.nearest.path)} {pick.nearest.index} <small>({where})</small>"
+    return f"{file_name(pick.nearest.path)} {pick.nearest.index} <small>({where})</small>"
 
 
 def _label(pick: PickRecord) -> str:
@@ -198,7 +199,7 @@ def comparison(record: CampaignRecord, curves: Mapping[str, Curve]) -> str:
             other = saving.at_most if saving.random is None else saving.random
             part = 1 - saving.selected / other if other else 0.0
             known = saving.random is not None or part > 0.005
-            row += [f"{saving.selected:.0f}", f"over {other:,.0f}" if saving.random is None else f"{other:.0f}"]
+            row += [count_of(saving.selected), f"over {other:,.0f}" if saving.random is None else count_of(other)]
             row.append((">" if saving.random is None else "") + f"{100 * part:.0f} %" if known else "not known")
             row.append(
                 "–" if share is None else f"{percent(share.low)} to {percent(share.high)}{'+' * share.open_above}"
@@ -209,28 +210,6 @@ def comparison(record: CampaignRecord, curves: Mapping[str, Curve]) -> str:
             row += [f"{gap.labels:,}", number(gap.selected), number(gap.random), f"{gap.low:+.2g} to {gap.high:+.2g}"]
         rows.append([cell.replace("-", "−") for cell in row])
     return table(head, rows)
-
-
-def failures(arms: Sequence[ArmRecord]) -> str:
-    """Every failed oracle call and training with its reason."""
-    rows = [
-        [
-            ARM_NAMES[arm.name],
-            str(pick.round),
-            f"label of {escaped(pick.formula)}, {_file(pick.source.path)} {pick.source.index}",
-            escaped((pick.failure or "no reason given")[:REASON]),
-        ]
-        for arm in arms
-        for pick in arm.failures[:ROWS]
-    ]
-    for arm in arms:
-        for one in arm.rounds:
-            if one.training is not None and one.training.failure:
-                reason = escaped(one.training.failure[:REASON])
-                rows.append([ARM_NAMES[arm.name], str(one.round), "fine-tuning", reason])
-    if not rows:
-        return '<p class="empty">No oracle call and no training failed.</p>'
-    return table([("arm", "k"), ("round", "n"), ("what", ""), ("reason", "")], rows)
 
 
 def core_seconds(record: CampaignRecord) -> dict[str, dict[str, float]]:
@@ -253,6 +232,8 @@ def core_seconds(record: CampaignRecord) -> dict[str, dict[str, float]]:
         for name, stage in every.items()
         if stage in record.costs
     }
+    if "map" in record.costs:  # picks that the screening did not see, for the map
+        rest["screening"] = rest.get("screening", 0.0) + record.costs["map"].core_s
     labelled = sum(parts["labelling"] for parts in found.values())
     rest["labelling"] = max(0.0, record.oracle_core_s - labelled)
     found["shared by both" if record.random is not None else "before the first round"] = rest
@@ -318,10 +299,15 @@ def origins(record: CampaignRecord) -> str:
         ("model", f"{facts.get('model_name', config.model.file)}, licence: {facts.get('model_licence') or 'not known'}")
     )
     if facts:
-        rows.append(("pool", _count(facts, "pool", "structures") + ", " + _count(facts, "candidates", "candidates")))
-        rows.append(
-            ("left out", _count(facts, "repeated", "repeated") + ", " + _count(facts, "quarantined", "unusable"))
-        )
+        if config.sampling is not None:
+            starts = ", ".join(PurePath(file).name for file in config.sampling.starts)
+            method = f"{config.sampling.method} at {config.sampling.temperature_K:g} K from {starts}"
+            rows.append(("candidates", f"sampled with the model of each round: {method}"))
+        else:
+            sizes_of_pool = _count(facts, "pool", "structures"), _count(facts, "candidates", "candidates")
+            rows.append(("pool", ", ".join(sizes_of_pool)))
+        left_out = _count(facts, "repeated", "repeated"), _count(facts, "quarantined", "unusable")
+        rows.append(("left out", ", ".join(left_out)))
         rows += [(f"{name} set", f"{size:,} structures") for name, size in sizes.items()]
     rows.append(("seed", f"{config.seed} (trainer: {config.trainer.seed + config.seed})"))
     rows.append(("features and selector", f"{config.features.name}, D = {config.features.dim}; {config.selector.name}"))

@@ -43,6 +43,7 @@ th { border-bottom: 1px solid var(--rule); font-weight: 600; vertical-align: bot
 td { overflow-wrap: break-word; } td small { white-space: normal; }
 .k, .k small { white-space: nowrap; } td small { font-size: 12px; }
 .n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+th.n { white-space: normal; }
 tbody tr:hover { background: var(--wash); }
 th button { font: inherit; color: inherit; background: none; border: 0; padding: 0; cursor: pointer; text-align: inherit; }
 th button:hover, th button:focus-visible { text-decoration: underline; }
