@@ -82,13 +82,13 @@ def main(path: str) -> None:
     deterministic.fill_uninitialized_memory = False  # nothing reads it; filling costs a seventh of a step
 
     class Logger(trainer.tools.MetricsLogger):
-        """mace-torch's results file; also where a training is ended early."""
+        """mace-torch's results file, with the CPU time so far; also where a training is ended early."""
 
         lowest: float = math.inf
         waited = 0
 
         def log(self, d: dict[str, Any]) -> None:
-            super().log(d)
+            super().log({**d, "core_s": time.process_time()})
             loss = float(d["loss"])
             if not math.isfinite(loss):
                 print(f"the loss is {loss} in epoch {d['epoch']}", file=sys.stderr, flush=True)
