@@ -11,6 +11,7 @@ import numpy as np
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 COLOURS = {
     "langevin-300 fps": "#0072B2",
@@ -38,9 +39,8 @@ def draw(content: dict[str, Any], path: Path) -> None:
         for column, (test, of_test) in enumerate(TESTS.items()):
             axis = axes[row, column]
             for method in methods:
-                _band(axis, method, _series(content, method, lambda e, t=test, m=measure: e["errors"][t][m]))
-            before = content["surrogate"]["test_errors"][test][measure]
-            axis.axhline(before, color="#888888", lw=0.9, ls=(0, (4, 3)))
+                before = content["surrogate"]["test_errors"][test][measure]
+                _band(axis, method, _series(content, method, lambda e, t=test, m=measure: e["errors"][t][m], before))
             axis.set(yscale="log", ylabel=label if column == 0 else None)
             if row == 0:
                 axis.set_title(f"test: {of_test}", fontsize=10)
@@ -48,7 +48,7 @@ def draw(content: dict[str, Any], path: Path) -> None:
     for row, (who, label) in enumerate((("picks", "labelled"), ("candidates", "sampled"))):
         axis = axes[row, -1]
         for method in methods:
-            _band(axis, method, _series(content, method, lambda e, w=who: 100 * e["coverage"]["10 degrees"][w]))
+            _band(axis, method, _series(content, method, lambda e, w=who: 100 * e["coverage"]["10 degrees"][w], 0.0))
         axis.set(ylabel=f"Ramachandran bins {label} (%)", ylim=(0, None))
     for axis in axes[-1]:
         axis.set_xlabel("labels")
@@ -62,10 +62,10 @@ def draw(content: dict[str, Any], path: Path) -> None:
     print(f"wrote {path}")
 
 
-def _series(content: dict[str, Any], method: str, value: Any) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Labels and values of each seed."""
+def _series(content: dict[str, Any], method: str, value: Any, before: float) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Labels and values of each seed, ``before`` where there is no label yet."""
     return [
-        (np.array([entry["labels"] for entry in entries]), np.array([value(entry) for entry in entries]))
+        (np.array([0, *(entry["labels"] for entry in entries)]), np.array([before, *(value(e) for e in entries)]))
         for entries in content["runs"][method].values()
         if entries
     ]
@@ -82,7 +82,9 @@ def _band(axis: Axes, method: str, series: list[tuple[np.ndarray, np.ndarray]]) 
 
 def _plain_ticks(axis: Axes) -> None:
     low, high = axis.get_ylim()
-    places = [m * 10.0**p for p in range(-4, 5) for m in (1, 2, 3, 5, 7) if low <= m * 10.0**p <= high]
+    places = [
+        m * 10.0**p for p in range(-4, 5) for m in (1, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9) if low <= m * 10.0**p <= high
+    ]
     axis.set_yticks(places, [f"{place:g}" for place in places])
     axis.minorticks_off()
 
@@ -103,5 +105,10 @@ def _maps(figure: Any, content: dict[str, Any], methods: list[str]) -> None:
         axis.set_yticks([-120, -60, 0, 60, 120])
         axis.set_title(NAMES[method], fontsize=10, color=COLOURS[method])
     axes[0].set_ylabel("ψ (°)")
-    figure.colorbar(drawn, ax=list(axes), label="iteration", shrink=0.8, aspect=16)
-    figure.suptitle(f"Picks of seed {seed}; grey: test structures of the oracle's dynamics at 500 K", fontsize=10)
+    bar = figure.colorbar(drawn, ax=list(axes), label="iteration", shrink=0.8, aspect=16)
+    bar.ax.yaxis.set_major_locator(MaxNLocator(integer=True))
+    seeds = max(len(content["runs"][method]) for method in methods)
+    figure.suptitle(
+        f"Above: mean and range of {seeds} seeds. Below: picks of seed {seed}; grey: test structures of the oracle's dynamics",
+        fontsize=10,
+    )

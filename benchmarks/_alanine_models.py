@@ -55,7 +55,7 @@ class TestSets(NamedTuple):
 
     ``structures`` is the size of each; the oracle's SKMD makes ``journeys`` of ``journey_steps`` and leaves a frame every
     ``stride`` steps, of which the most diverse are taken; its dynamics goes ``dynamics_steps`` from each of the first
-    ``basins`` after ``settling_steps``.
+    ``basins`` after ``settling_steps``. ``directions`` of the oracle's 192 descriptors make the kernel, all where it is None.
     """
 
     structures: int
@@ -68,6 +68,7 @@ class TestSets(NamedTuple):
     dynamics_steps: int
     particles: int = 30
     basins: int = len(BASINS)
+    directions: int | None = None
 
 
 def oracle(shared: Path, device: str, dtype: str = "float64") -> MacePotential:
@@ -323,6 +324,7 @@ def _stein(start: Atoms, potential: MacePotential, sizes: TestSets) -> list[Atom
             "particles": sizes.particles,
             "iterations": sizes.journeys,
             "stopping": [{"kind": "fixed-steps", "steps": sizes.journey_steps}],
+            "descriptor": {"directions": sizes.directions},
             "kernel": {"bandwidth": "median"},
             "stride": sizes.stride,
             "seed": SEED,
