@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -19,6 +20,8 @@ from selectron.campaign.state import Activity, CampaignState, Stage
 from selectron.config.campaign import CampaignConfig
 from selectron.errors import SelectronError
 from selectron.structures import Pool, Source
+
+_TRAINER_LOG = re.compile(r"\S*[\\/]scratch[\\/]training[\\/]\S+?log\.txt")
 
 
 @dataclass(frozen=True)
@@ -256,8 +259,8 @@ class CampaignRecord:
 
     @cached_property
     def savings(self) -> dict[str, Saving]:
-        """Labels at equal test error, by quantity; empty without a twin."""
-        if self.random is None:
+        """Labels at equal test error, by quantity; empty without a twin, and before both arms have a measured model."""
+        if self.random is None or not all(any(one.finished for one in arm.rounds) for arm in self.arms):
             return {}
         found = {name: saving(name, self.selected.curve(name), self.random.curve(name)) for name in QUANTITIES}
         return {name: one for name, one in found.items() if one is not None}
@@ -471,9 +474,13 @@ def _left(stage: Stage) -> Uncertainty:
 
 
 def _training(stage: Stage, artifacts: Artifacts) -> TrainingRecord:
-    output = stage.output
+    output, failure = stage.output, stage.output["failure"]
+    if failure is not None and output["log"]:
+        # the trainer names its folder, which is gone with the next training
+        kept = artifacts.path(output["log"])
+        failure = _TRAINER_LOG.sub(f"{kept.parent.parent.name}/{kept.parent.name}/{kept.name}", failure)
     return TrainingRecord(
-        failure=output["failure"],
+        failure=failure,
         structures=output["structures"],
         best_epoch=output.get("best_epoch"),
         history=output["history"],

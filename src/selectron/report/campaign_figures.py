@@ -30,6 +30,7 @@ from selectron.report.campaign_style import (
     svg,
     unit_of,
 )
+from selectron.report.campaign_summary import number
 
 if TYPE_CHECKING:
     from selectron.campaign.history import ArmRecord, CampaignRecord
@@ -50,11 +51,13 @@ def learning_curves(record: CampaignRecord, curves: Mapping[str, Curve]) -> str:
     rule = record.config.stop.target
     for axes, quantity in zip(all_axes.T.ravel(), QUANTITY_NAMES, strict=True):
         seen: list[float] = []
+        bands: list[tuple[np.ndarray, np.ndarray]] = []
         for name, curve in curves.items():
             low, high = curve.band(quantity)
             values = curve.errors[quantity]
             colour = ARM_COLOURS[name]
             if len(values) > 1:
+                bands.append((low, high))
                 axes.fill_between(curve.labels, low, high, color=colour, alpha=0.15, linewidth=0)
             axes.plot(
                 curve.labels,
@@ -78,6 +81,7 @@ def learning_curves(record: CampaignRecord, curves: Mapping[str, Curve]) -> str:
         dress(axes)
         log_if_wide(axes, seen)
         _frame(axes, seen)
+        _drop_bands_beyond(axes, bands)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.set_title(f"{QUANTITY_NAMES[quantity]} ({unit_of(quantity)})", loc="left", color=INK, fontsize=9)
     for axes in all_axes[-1]:
@@ -102,7 +106,8 @@ def learning_curves(record: CampaignRecord, curves: Mapping[str, Curve]) -> str:
     caption = (
         f"Errors on the {count:,} test structures; the first point is the model before fine-tuning. Bands: 95 % of "
         "bootstrap resamples of the test structures, the same ones for both arms: overlapping bands do not make two arms "
-        "equal, the table of differences tells. They say nothing of other seeds of training and selection."
+        "equal, the table of differences tells. Where they would fill the frame their ends stand there as numbers. They say "
+        "nothing of other seeds of training and selection."
     )
     return svg(figure, f"Learning curves. {words}.", caption=caption)
 
@@ -116,6 +121,26 @@ def _frame(axes: Axes, seen: Sequence[float]) -> None:
     room = 0.6 * (high - low) or 0.1 * abs(high) or 1.0
     bottom, top = axes.get_ylim()
     axes.set_ylim(max(bottom, float(scale[1](low - room))), min(top, float(scale[1](high + room))))
+
+
+def _drop_bands_beyond(axes: Axes, bands: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
+    """Bands that would fill the frame from edge to edge say more in numbers."""
+    bottom, top = axes.get_ylim()
+    if not bands or not all((low <= bottom).all() and (high >= top).all() for low, high in bands):
+        return
+    for band in list(axes.collections):
+        band.remove()
+    low, high = min(float(low[-1]) for low, _ in bands), max(float(high[-1]) for _, high in bands)
+    axes.text(
+        0.98,
+        0.96,
+        f"95 %: {number(low)} to {number(high)} at the end",
+        transform=axes.transAxes,
+        ha="right",
+        va="top",
+        fontsize=7.5,
+        color=INK,
+    )
 
 
 def _curve_words(name: str, curve: Curve) -> str:
@@ -136,7 +161,7 @@ def losses(arm: ArmRecord) -> str:
         shown = [trained[i] for i in np.unique(np.linspace(0, len(trained) - 1, PANELS).round().astype(int))]
     columns = min(4, len(shown))
     rows = -(-len(shown) // columns)
-    figure = sheet(2.15 * columns + 0.3, 1.55 * rows + 0.45)
+    figure = sheet(max(2.15 * columns + 0.3, 4.2), 1.55 * rows + 0.45)  # the legend needs some width
     grid = figure.subplots(rows, columns, squeeze=False)
     for place, axes in enumerate(grid.ravel()):
         if place >= len(shown):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import math
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +17,7 @@ from matplotlib.colors import BoundaryNorm, Normalize
 from matplotlib.figure import Figure
 
 from selectron.errors import SelectronError
-from selectron.report.backbone import find_backbone, frame_dihedrals, residues
+from selectron.report.backbone import Backbone, frame_dihedrals, residues
 from selectron.report.campaign_points import PickMap, read_structures
 from selectron.report.campaign_style import ARM_NAMES, INK, ROUNDS, RULE, dress, sheet, svg
 from selectron.report.landscape import plane_coverage
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 IN_3D = 1200
 CELLS = 25
+JUDGED = 100  # structures in which a backbone is looked for
 
 
 def draw_map(record: CampaignRecord, found: PickMap) -> str:
@@ -119,11 +121,8 @@ def draw_dihedrals(record: CampaignRecord) -> str:
     every = [pick.structure for _, picks in arms for pick in picks]
     if not every or len({atoms.numbers.tobytes() for atoms in every}) != 1:
         return ""
-    try:
-        if not len(residues(every[0])):
-            return ""
-        backbone = find_backbone(every[0])
-    except SelectronError:
+    backbone = _backbone_of(record, every)
+    if backbone is None:
         return ""
     last = max(pick.round for _, picks in arms for pick in picks)
     norm = _round_norm(last)
@@ -152,6 +151,22 @@ def draw_dihedrals(record: CampaignRecord) -> str:
         f"Ramachandran map of the picks: {'; '.join(words)}.",
         caption="Backbone dihedrals of the picks, coloured by round.",
     )
+
+
+def _backbone_of(record: CampaignRecord, picks: Sequence[Atoms]) -> Backbone | None:
+    """The backbone that most of the picks, and of what was sampled first, have; None where they are no peptide.
+
+    Picks are the odd ones out: in one that was torn apart there is no backbone, or another.
+    """
+    same = picks[0].numbers.tobytes()
+    sampled = [one.sampled for one in record.selected.rounds if one.sampled is not None]
+    structures = [*picks[:JUDGED], *(read_structures(sampled[0].path)[:JUDGED] if sampled else [])]
+    found = [residues(atoms) for atoms in structures if atoms.numbers.tobytes() == same]
+    votes = Counter((one.phi.tobytes(), one.psi.tobytes()) for one in found if len(one))
+    if not votes:
+        return None
+    ((phi, psi), _), *_ = votes.most_common(1)
+    return next(one for one in found if (one.phi.tobytes(), one.psi.tobytes()) == (phi, psi))
 
 
 def interactive_map(record: CampaignRecord, found: PickMap) -> str | None:

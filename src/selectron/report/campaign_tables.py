@@ -34,7 +34,7 @@ def table(head: Sequence[tuple[str, str]], rows: Sequence[Sequence[str]], *, sor
     attribute = ' class="sortable"' if sortable else ""
     cells = "".join(
         f'<th scope="col"{_kind(kind)}>'
-        + (f'<button type="button">{escaped(text)}</button>' if sortable else escaped(text))
+        + (f'<button type="button">{_heading(text)}</button>' if sortable else _heading(text))
         + "</th>"
         for text, kind in head
     )
@@ -42,6 +42,11 @@ def table(head: Sequence[tuple[str, str]], rows: Sequence[Sequence[str]], *, sor
         "<tr>" + "".join(_cell(cell, kind) for cell, (_, kind) in zip(row, head, strict=True)) + "</tr>" for row in rows
     )
     return f'<div class="wide"><table{attribute}><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _heading(text: str) -> str:
+    """A heading that may be broken into lines, but not inside a unit."""
+    return escaped(text).replace("/", "/&NoBreak;")
 
 
 def _kind(kind: str) -> str:
