@@ -72,10 +72,10 @@ def _series(content: dict[str, Any], method: str, value: Any, before: float) -> 
 
 
 def _band(axis: Axes, method: str, series: list[tuple[np.ndarray, np.ndarray]]) -> None:
-    """Mean over seeds, and their range; iterations that not all seeds have reached yet are left out of it."""
-    length = min(len(values) for _, values in series)
-    labels = np.mean([x[:length] for x, _ in series], axis=0)
-    values = np.array([y[:length] for _, y in series])
+    """Mean over seeds, and their range; of seeds that are not as far as others nothing is drawn."""
+    length = max(len(values) for _, values in series)
+    labels = np.mean([x for x, _ in series if len(x) == length], axis=0)
+    values = np.array([y for _, y in series if len(y) == length])
     axis.fill_between(labels, values.min(0), values.max(0), color=COLOURS[method], alpha=0.16, lw=0)
     axis.plot(labels, values.mean(0), "o-", ms=3.5, lw=1.6, color=COLOURS[method], label=NAMES[method])
 
@@ -107,8 +107,7 @@ def _maps(figure: Any, content: dict[str, Any], methods: list[str]) -> None:
     axes[0].set_ylabel("ψ (°)")
     bar = figure.colorbar(drawn, ax=list(axes), label="iteration", shrink=0.8, aspect=16)
     bar.ax.yaxis.set_major_locator(MaxNLocator(integer=True))
-    seeds = max(len(content["runs"][method]) for method in methods)
     figure.suptitle(
-        f"Above: mean and range of {seeds} seeds. Below: picks of seed {seed}; grey: test structures of the oracle's dynamics",
+        f"Above: mean and range over seeds. Below: picks of seed {seed}; grey: test structures of the oracle's dynamics",
         fontsize=10,
     )
