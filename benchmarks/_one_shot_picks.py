@@ -18,18 +18,22 @@ from selectron.rows import Rows, concatenate
 from selectron.training.labels import Labelled
 
 BATCH = 16
-SELECTORS = ("ipv", "lcmd", "maxdet", "fps", "bait", "top-k")
+SELECTORS = ("ipv", "lcmd", "maxdet", "fps", "bait", "top-k", "kmeans++", "herding")
 FEATURES = ("energy-ntk", "force-ntk", "joint-ntk", "activation", "soap")
 RATIOS = (0.1, 1.0, 10.0)
 
 
 class Method(NamedTuple):
-    """``ratio`` is w_E / w_F of the joint kernel and means nothing elsewhere; ``per_atom`` rows are divided by N."""
+    """``ratio`` is w_E / w_F of the joint kernel and means nothing elsewhere; ``per_atom`` rows are divided by N.
+
+    ``by_chance`` is the share of the batch that is drawn at random first; the selector takes it as known.
+    """
 
     features: str
     selector: str
     per_atom: bool = False
     ratio: float = 0.1
+    by_chance: float = 0.0
 
     @property
     def label(self) -> str:
@@ -37,19 +41,27 @@ class Method(NamedTuple):
         if self.features == "random":
             return "random"
         ratio = f" {self.ratio:g}:1" if self.features == "joint-ntk" else ""
-        return f"{self.features}{ratio} {self.selector}{' per atom' if self.per_atom else ''}"
+        chance = f", {self.by_chance:.0%} by chance" if self.by_chance else ""
+        return f"{self.features}{ratio} {self.selector}{' per atom' if self.per_atom else ''}{chance}"
 
 
 def methods() -> list[Method]:
-    """All, what matters most first: summed rows with ipv and lcmd, joint weights, other selectors, averaged rows, controls."""
+    """All, in tiers of importance: every kind of feature, selector, normalisation and joint weight once, then the rest."""
     ntk = FEATURES[:3]
-    ordered = [Method("random", "random")]
-    ordered += [Method(f, s) for s in ("ipv", "lcmd") for f in ntk]
-    ordered += [Method("joint-ntk", "ipv", ratio=r) for r in RATIOS]
-    ordered += [Method(f, s) for s in SELECTORS for f in ntk]
-    ordered += [Method(f, s, per_atom=True) for s in ("ipv", "lcmd") for f in ntk]
-    ordered += [Method(f, s) for f in FEATURES[3:] for s in SELECTORS]
-    return list(dict.fromkeys(ordered))
+    first = [Method("random", "random")]
+    first += [Method(f, s) for s in ("ipv", "lcmd") for f in ntk]
+    first += [Method("joint-ntk", "lcmd", by_chance=0.5), Method("energy-ntk", "ipv", by_chance=0.5)]
+    first += [Method("energy-ntk", "herding"), Method("activation", "lcmd"), Method("activation", "herding")]
+    first += [Method("energy-ntk", "ipv", per_atom=True), Method("joint-ntk", "lcmd", per_atom=True)]
+    first += [Method("joint-ntk", "ipv", ratio=10.0), Method("joint-ntk", "maxdet"), Method("energy-ntk", "fps")]
+    rest = [Method("joint-ntk", "ipv", ratio=r) for r in RATIOS]
+    rest += [Method(f, s) for s in SELECTORS for f in ntk]
+    rest += [Method(f, s, per_atom=True) for s in ("ipv", "lcmd") for f in ntk]
+    rest += [Method(f, s) for f in FEATURES[3:] for s in SELECTORS]
+    return list(dict.fromkeys(first + rest))
+
+
+FIRST_TIER = 17
 
 
 class Kept:
@@ -103,18 +115,25 @@ def pick(method: Method, kept: Kept, pool: np.ndarray, budget: int, seed: int) -
     """Places among the candidates of the batch that ``method`` picks from ``pool``, as ``selectron select`` does."""
     if method.features == "random":
         return np.random.default_rng([seed, 1]).permutation(pool)[:budget]
+    by_chance = np.random.default_rng([seed, 1]).permutation(pool)[: round(method.by_chance * budget)]
+    rest = np.setdiff1d(pool, by_chance)
     known, candidates = kept.rows(method)
     stops = np.cumsum(candidates.counts.numpy())
     starts = stops - candidates.counts.numpy()
-    places = np.concatenate([np.arange(starts[i], stops[i]) for i in pool])
+
+    def rows_of(which: np.ndarray) -> Rows:
+        places = np.concatenate([np.arange(starts[i], stops[i]) for i in which])
+        return scale.apply(Rows(candidates.values[places], candidates.counts[which]))
+
     scale = default_scale(known)
+    train = scale.apply(known)
     selection = select_batch(
         method.selector,
-        scale.apply(Rows(candidates.values[places], candidates.counts[pool])),
-        train=scale.apply(known),
-        budget=budget,
+        rows_of(rest),
+        train=concatenate([train, rows_of(by_chance)]) if len(by_chance) else train,
+        budget=budget - len(by_chance),
         prior_precision=scale.prior_precision,
         noise_variance=scale.noise_variance,
         seed=seed,
     )
-    return pool[selection.indices.cpu().numpy()]
+    return np.concatenate([by_chance, rest[selection.indices.cpu().numpy()]])

@@ -1,6 +1,6 @@
 """Which features and which selector choose the best batch of labels at one go?
 
-    python benchmarks/one_shot.py --case same|level [--quick] [--methods SUBSTRING ...] [--seeds 5] [--random-seeds 10]
+    python benchmarks/one_shot.py --case same|level [--quick] [--first-tier] [--methods SUBSTRING ...]
 
 A pool is drawn with each seed, every method picks 100 structures of it at once, a pretrained MACE is fine-tuned on
 them, and its errors on other reactions are compared with those after as many random picks from the same pool, trained with the
@@ -30,7 +30,7 @@ import torch
 from _common import add_common_arguments, machine_facts
 from _one_shot_cases import FULL, QUICK, Case, load_case
 from _one_shot_figure import draw, summary_lines
-from _one_shot_picks import Kept, Method, methods, pick
+from _one_shot_picks import FIRST_TIER, Kept, Method, methods, pick
 from _one_shot_training import Recipe, train
 from selectron.features import default_cache
 from selectron.potentials.mace import MacePotential
@@ -181,6 +181,7 @@ def main() -> None:
     add_common_arguments(parser)
     parser.add_argument("--case", choices=["same", "level"], default="same")
     parser.add_argument("--methods", nargs="+", help="only methods whose name holds one of these")
+    parser.add_argument("--first-tier", action="store_true", help="only the methods that matter most")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--random-seeds", type=int, default=10)
     parser.add_argument("--check", action="store_true", help="train one batch with fine_tune too")
@@ -220,7 +221,8 @@ def main() -> None:
         results.keep(check=check(case, recipe, sizes))
         print(json.dumps(results.content["check"], indent=1), flush=True)
     kept = Kept(default_cache() / "one_shot", case.model, case.known, case.candidates)
-    wanted = [m for m in methods() if not arguments.methods or any(part in m.label for part in arguments.methods)]
+    every = methods()[:FIRST_TIER] if arguments.first_tier else methods()
+    wanted = [m for m in every if not arguments.methods or any(part in m.label for part in arguments.methods)]
     for seed in range(max(arguments.seeds, arguments.random_seeds)):
         for method in wanted:
             last = arguments.random_seeds if method.features == "random" else arguments.seeds

@@ -79,6 +79,24 @@ def test_what_mace_torch_validates_is_what_we_measure(full):
         assert epoch.energy_rmse_meV_atom == pytest.approx(found.energy_rmse_meV_atom, abs=0.2)
 
 
+def test_the_loss_counts_absolute_errors_of_energies_per_atom_and_lengths_of_force_errors(full, reactive):
+    result, _ = full
+    potential, held = load_potential("embedded", dtype="float64"), reactive[24:]
+    found = [potential.evaluate(potential.batch([atoms])) for atoms in held]
+    energies = [
+        abs(float(one.energies[0]) - atoms.get_potential_energy()) / len(atoms)
+        for one, atoms in zip(found, held, strict=True)
+    ]
+    lengths = np.concatenate(
+        [
+            np.linalg.norm(one.forces.numpy() - atoms.get_forces(), axis=1)
+            for one, atoms in zip(found, held, strict=True)
+        ]
+    )
+    expected = WEIGHTS["energy_weight"] * np.mean(energies) + WEIGHTS["forces_weight"] * np.mean(lengths)
+    assert result.history[0].valid_loss == pytest.approx(expected / len(held), rel=1e-4)  # mace-torch divides once more
+
+
 def test_the_new_file_is_a_plain_mace_torch_model_of_the_same_kind(full, reactive):
     result, _ = full
     model, before = load_mace(result.model_path), load_mace(model_path())

@@ -12,6 +12,7 @@ from selectron.errors import SelectronError
 from selectron.structures import Pool
 from selectron.structures.atomic import atomic_output
 from selectron.training.labels import labelled, write_for_mace
+from selectron.training.options import TrainOptions
 
 README = """# {name}
 
@@ -28,7 +29,7 @@ To train again with mace-torch:
 ```sh
 mace_run_train --name=again --foundation_model=start.model --multiheads_finetuning=False \\
   --train_file=train.extxyz --valid_file={valid} --test_file=test.extxyz --E0s=foundation \\
-  --energy_weight={energy_weight} --forces_weight={forces_weight} --lr={learning_rate} \\
+  --energy_weight={energy_weight} --forces_weight={forces_weight} --lr={learning_rate}{more} \\
   --max_num_epochs={epochs} --batch_size={batch_size} --default_dtype=float64 --seed={seed}
 ```
 {shift}
@@ -94,6 +95,14 @@ def _copy(source: Path, target: Path) -> None:
         shutil.copyfileobj(reading, writing)
 
 
+def _more(options: TrainOptions) -> str:
+    """Loss, schedule and average as arguments of mace_run_train."""
+    more = " --loss=l1l2energyforces" if options.loss == "absolute" else ""
+    if options.rate_factor is not None:
+        more += f" \\\n  --scheduler=ExponentialLR --lr_scheduler_gamma={options.rate_factor:.4f}"
+    return more + (f" --ema --ema_decay={options.ema}" if options.ema is not None else "")
+
+
 def _readme(record: CampaignRecord, arm: ArmRecord, files: dict[str, str]) -> str:
     options, name = record.config.trainer, record.facts["model_name"]
     licence = record.facts.get("model_licence")
@@ -128,6 +137,7 @@ def _readme(record: CampaignRecord, arm: ArmRecord, files: dict[str, str]) -> st
         energy_weight=options.energy_weight,
         forces_weight=options.forces_weight,
         learning_rate=options.learning_rate,
+        more=_more(options),
         epochs=options.epochs,
         batch_size=options.batch_size,
         seed=options.seed + record.config.seed,

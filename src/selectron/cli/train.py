@@ -51,13 +51,16 @@ def train(
     preset: Annotated[str | None, typer.Option(help="paper-lora: LoRA and schedule of the SKMD paper.")] = None,
     method: Annotated[str | None, typer.Option(help="full or lora.", show_default="full")] = None,
     rank: Annotated[int | None, typer.Option(help="Of LoRA.", show_default="4")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Passes through the training set.", show_default="100")] = None,
-    lr: Annotated[float | None, typer.Option("--lr", help="Learning rate.", show_default="0.001")] = None,
-    energy_weight: Annotated[float | None, typer.Option(help="Of energies per atom.", show_default="1000")] = None,
-    forces_weight: Annotated[float | None, typer.Option(help="Of force components.", show_default="100")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes through the training set.", show_default="40")] = None,
+    loss: Annotated[str | None, typer.Option(help="absolute or squares.", show_default="absolute")] = None,
+    lr: Annotated[
+        float | None, typer.Option("--lr", help="Learning rate at the beginning.", show_default="0.005")
+    ] = None,
+    energy_weight: Annotated[float | None, typer.Option(help="Of energies per atom.", show_default="100")] = None,
+    forces_weight: Annotated[float | None, typer.Option(help="Of forces.", show_default="10")] = None,
     stage_two_start: Annotated[int | None, typer.Option(help="Epoch of stage two.", show_default="never")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Structures a step.", show_default="10")] = None,
-    ema: Annotated[float | None, typer.Option(help="Decay of averaged parameters.", show_default="off")] = None,
+    ema: Annotated[float | None, typer.Option(help="Decay of averaged parameters.", show_default="0.99")] = None,
     patience: Annotated[int | None, typer.Option(help="Epochs without a better loss.", show_default="no end")] = None,
     validation_fraction: Annotated[float | None, typer.Option(help="Without --valid.", show_default="0.1")] = None,
     replay: Annotated[list[str], typer.Option(help="Old labelled structures to mix in.")] = [],  # noqa: B006
@@ -70,7 +73,10 @@ def train(
     device: o.DeviceOption = "cpu",
     dtype: Annotated[str, typer.Option(help="auto (that of the model), float32 or float64.")] = "auto",
     head: o.HeadOption = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads.", show_default="all")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads.", show_default="one for a small model")] = None,
+    layers: Annotated[
+        str | None, typer.Option(help="auto, fast (selectron's) or plain (mace-torch's own).", show_default="auto")
+    ] = None,
     time_limit: Annotated[float | None, typer.Option(help="Seconds.", show_default="none")] = None,
     interpreter: Annotated[
         str | None, typer.Option(help="Python with mace-torch that trains.", show_default="this one")
@@ -87,6 +93,7 @@ def train(
         method=method,
         rank=rank,
         epochs=epochs,
+        loss=loss,
         learning_rate=lr,
         energy_weight=energy_weight,
         forces_weight=forces_weight,
@@ -103,6 +110,7 @@ def train(
         dtype=dtype,
         head=head,
         threads=threads,
+        layers=layers,
         time_limit_s=time_limit,
         interpreter=interpreter,
         extra=extra or None,

@@ -48,8 +48,13 @@ class Errors(NamedTuple):
         """Whether every prediction was a number."""
         return bool(np.isfinite(self.energy_rmse_eV) and np.isfinite(self.force_rmse))
 
-    def loss(self, energy_weight: float, forces_weight: float) -> float:
-        """Weighted mean square as mace-torch's ``WeightedEnergyForcesLoss`` counts it: (eV/atom)² and (eV/Å)²."""
+    def loss(self, energy_weight: float, forces_weight: float, *, squares: bool = True) -> float:
+        """Weighted mean square as mace-torch's ``WeightedEnergyForcesLoss`` counts it: (eV/atom)² and (eV/Å)².
+
+        Without ``squares`` weighted mean absolute errors of energies per atom (eV) and force components (eV/Å).
+        """
+        if not squares:
+            return 1e-3 * energy_weight * self.energy_mae_meV_atom + forces_weight * self.force_mae
         return energy_weight * (1e-3 * self.energy_rmse_meV_atom) ** 2 + forces_weight * self.force_rmse**2
 
     def shifted(self, energy_eV: np.ndarray) -> Errors:

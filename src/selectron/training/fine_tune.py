@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
 import time
@@ -229,7 +228,9 @@ def _refuse_diverged(before: Errors, after: Errors, options: TrainOptions, run: 
     """Raises TrainingFailed where the new model is not finite, or its loss as an error has grown by the factor."""
     if not after.finite:
         raise TrainingFailed(f"The training diverged: the new model predicts no finite numbers; {kept(run)}")
-    grown = math.sqrt(after.loss(*options.final_weights) / max(before.loss(*options.final_weights), 1e-12))
+    squares = options.counts_squares
+    losses = [one.loss(*options.final_weights, squares=squares) for one in (after, before)]
+    grown = (losses[0] / max(losses[1], 1e-12)) ** (0.5 if squares else 1.0)
     if grown > options.divergence_factor:
         raise TrainingFailed(
             f"The training diverged: on the validation set energies went from {before.energy_rmse_meV_atom:.1f} to "

@@ -60,6 +60,10 @@ def settings_of(
         "--plot=False",
         "--num_workers=0",
     ]
+    if options.loss == "absolute":
+        arguments += ["--loss=l1l2energyforces"]
+    if options.rate_factor is not None:
+        arguments += ["--scheduler=ExponentialLR", f"--lr_scheduler_gamma={options.rate_factor}"]
     if options.method == "lora":
         arguments += ["--lora=True", f"--lora_rank={options.rank}", f"--lora_alpha={options.alpha}"]
     if options.ema is not None:

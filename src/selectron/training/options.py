@@ -13,8 +13,11 @@ PRESETS: dict[str, dict[str, Any]] = {
     "paper-lora": {
         "method": "lora",
         "rank": 4,
+        "loss": "squares",
         "epochs": 100,
         "learning_rate": 0.01,
+        "final_rate": None,
+        "ema": None,
         "energy_weight": 40.0,
         "forces_weight": 1000.0,
         "stage_two_start": 50,
@@ -53,10 +56,22 @@ class TrainOptions(BaseModel):
     )
     rank: int = Field(4, ge=1, description="Rank of the LoRA corrections.")
     alpha: float = Field(1.0, gt=0, description="LoRA scaling factor; corrections are multiplied by alpha / rank.")
-    epochs: int = Field(100, ge=1, description="Passes through the training set.")
-    learning_rate: float = Field(0.001, gt=0, description="Of Adam; halted plateaus lower it (mace-torch's scheduler).")
-    energy_weight: float = Field(1000.0, ge=0, description="Of the squared energy error per atom, (eV/atom)².")
-    forces_weight: float = Field(100.0, ge=0, description="Of the squared error of a force component, (eV/Å)².")
+    epochs: int = Field(40, ge=1, description="Passes through the training set.")
+    loss: Literal["absolute", "squares"] = Field(
+        "absolute",
+        description="absolute: |ΔE|/N and the length of an atom's force error, which a few bad structures do not rule; "
+        "squares: of the energy error per atom and of a force component, which stage two always counts.",
+    )
+    learning_rate: float = Field(0.005, gt=0, description="Of Adam, at the beginning.")
+    final_rate: float | None = Field(
+        0.02,
+        gt=0,
+        le=1,
+        description="Share of the learning rate that is left after the last epoch; it falls exponentially. "
+        "None: it falls where the validation loss does not (mace-torch's ReduceLROnPlateau).",
+    )
+    energy_weight: float = Field(100.0, ge=0, description="Of the energy term of the loss, in eV/atom or its square.")
+    forces_weight: float = Field(10.0, ge=0, description="Of the force term of the loss, in eV/Å or its square.")
     stage_two_start: int | None = Field(
         None, ge=1, description="Epoch at which the weights and learning rate of stage two take over; none: one stage."
     )
@@ -66,7 +81,7 @@ class TrainOptions(BaseModel):
     batch_size: int = Field(10, ge=1, description="Structures a step, at most; made to divide the training set well.")
     valid_batch_size: int = Field(64, ge=1, description="Structures at a time in validation.")
     ema: float | None = Field(
-        None, gt=0, lt=1, description="Decay of the moving average of parameters that is validated and kept; none: off."
+        0.99, gt=0, lt=1, description="Decay of the moving average of parameters that is validated and kept; none: off."
     )
     weight_decay: float = Field(5e-7, ge=0, description="Of products and linear layers.")
     clip_grad: float | None = Field(10.0, gt=0, description="Norm at which gradients are clipped; none: not at all.")
@@ -140,6 +155,16 @@ class TrainOptions(BaseModel):
         if not (self.energy_weight or self.forces_weight):
             raise ValueError("one of energy_weight and forces_weight has to be above zero")
         return self
+
+    @property
+    def rate_factor(self) -> float | None:
+        """By which the learning rate is multiplied after each epoch; None where the plateau scheduler rules."""
+        return None if self.final_rate is None else float(self.final_rate ** (1 / self.epochs))
+
+    @property
+    def counts_squares(self) -> bool:
+        """Whether the last stage's loss is of squares; mace-torch knows no other in stage two."""
+        return self.loss == "squares" or self.stage_two_start is not None
 
     @property
     def final_weights(self) -> tuple[float, float]:
