@@ -124,9 +124,10 @@ def _frame(axes: Axes, seen: Sequence[float]) -> None:
 
 
 def _drop_bands_beyond(axes: Axes, bands: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
-    """Bands that would fill the frame from edge to edge say more in numbers."""
+    """Bands that would fill nearly all of the frame say more in numbers."""
     bottom, top = axes.get_ylim()
-    if not bands or not all((low <= bottom).all() and (high >= top).all() for low, high in bands):
+    inside = [np.clip(high, bottom, top) - np.clip(low, bottom, top) for low, high in bands]
+    if not bands or min(float(width.mean()) for width in inside) < 0.75 * (top - bottom):
         return
     for band in list(axes.collections):
         band.remove()
