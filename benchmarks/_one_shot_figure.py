@@ -57,9 +57,13 @@ def summary_lines(content: dict[str, Any]) -> list[str]:
     lines.append(f"| random | {len(random)} | " + " | ".join(spread) + " |")
     columns = {measure: {p.method: p for p in paired(content, measure)} for measure in MEASURES}
     for method, first in columns["force_mae"].items():
-        cells = [f"{columns[m][method].difference:+.1f} ± {columns[m][method].error:.1f} %" for m in MEASURES]
+        cells = [_cell(columns[m][method]) for m in MEASURES]
         lines.append(f"| {method} | {first.seeds} | " + " | ".join(cells) + " |")
     return lines
+
+
+def _cell(one: Paired) -> str:
+    return f"{one.difference:+.1f} ± {one.error:.1f} %" if one.seeds > 1 else f"{one.difference:+.1f} %"
 
 
 def draw(content: dict[str, Any], path: Path) -> None:

@@ -118,9 +118,11 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     sizes = QUICK if arguments.quick else FULL
     case = load_case(arguments.case, arguments.shared, sizes)
-    order = np.random.default_rng(0).permutation(len(case.replay))
-    held = [case.replay[i] for i in order[:HELD]]
-    case = case._replace(replay=[case.replay[i] for i in order[HELD:]])
+    held: list[Labelled] = []
+    if not case.replay_by_model:
+        order = np.random.default_rng(0).permutation(len(case.replay))
+        held = [case.replay[i] for i in order[:HELD]]
+        case = case._replace(replay=[case.replay[i] for i in order[HELD:]])
     facts = {
         "what": __doc__.split("\n")[0],
         "case": arguments.case,

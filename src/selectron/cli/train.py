@@ -54,7 +54,7 @@ def train(
     epochs: Annotated[int | None, typer.Option(help="Passes through the training set.", show_default="40")] = None,
     loss: Annotated[str | None, typer.Option(help="absolute or squares.", show_default="absolute")] = None,
     lr: Annotated[
-        float | None, typer.Option("--lr", help="Learning rate at the beginning.", show_default="0.005")
+        float | None, typer.Option("--lr", help="Learning rate at the beginning.", show_default="0.01")
     ] = None,
     energy_weight: Annotated[float | None, typer.Option(help="Of energies per atom.", show_default="100")] = None,
     forces_weight: Annotated[float | None, typer.Option(help="Of forces.", show_default="10")] = None,

@@ -37,9 +37,7 @@ oracle:
 
 trainer:
   epochs: 15
-  learning_rate: 0.002
   batch_size: 8
-  threads: 1                   # a model this small trains no faster on more
 
 budget:
   labels: 60
@@ -90,7 +88,6 @@ oracle:
   kind: gfn2-xtb
 trainer:
   epochs: 15
-  learning_rate: 0.002
   batch_size: 8
 
 budget:
@@ -128,9 +125,8 @@ execution:
 
 trainer:
   method: full
-  epochs: 100
+  epochs: 40
   batch_size: 8
-  ema: 0.99
 
 budget:
   labels: 400

@@ -62,7 +62,7 @@ class TrainOptions(BaseModel):
         description="absolute: |ΔE|/N and the length of an atom's force error, which a few bad structures do not rule; "
         "squares: of the energy error per atom and of a force component, which stage two always counts.",
     )
-    learning_rate: float = Field(0.005, gt=0, description="Of Adam, at the beginning.")
+    learning_rate: float = Field(0.01, gt=0, description="Of Adam, at the beginning.")
     final_rate: float | None = Field(
         0.02,
         gt=0,
