@@ -47,7 +47,11 @@ METHODS = {
 
 
 class Form(NamedTuple):
-    """Counts of the study: each iteration samples ``journeys`` paths of ``journey_steps`` and picks ``picks`` of their ends."""
+    """Counts of the study: each iteration samples ``journeys`` paths of ``journey_steps`` and picks ``picks`` of their ends.
+
+    ``skmd_timestep_fs`` is that of the mean form, as equation 5a is written, in which a particle feels 1/M of its force;
+    ``directions`` of the descriptor make SKMD's kernel, all 64 where it is None.
+    """
 
     surrogate: Surrogate
     tests: TestSets
@@ -60,6 +64,8 @@ class Form(NamedTuple):
     snapshot_every: int
     seeds: int
     particles: int = 30
+    skmd_timestep_fs: float = 0.1
+    directions: int | None = None
 
 
 class Bench(NamedTuple):
@@ -99,11 +105,14 @@ def run_options(method: Method, form: Form, seed: int) -> SampleOptions:
         schedule = {"hold": form.journeys * 250 // 300, "end": form.journeys, "final": 0.5}
         own = {
             "method": "skmd",
-            "timestep_fs": 0.1,
+            "form": "mean",
+            "timestep_fs": form.skmd_timestep_fs,
             "damping_amu_per_ps": 75.0,
             "iterations": form.journeys,
             "kernel": {"bandwidth": "median", "amplitude_schedule": schedule, "bandwidth_schedule": schedule},
         }
+        if form.directions is not None:
+            own["descriptor"] = {"directions": form.directions}
     return sample_options({**shared, **own, "seed": seed})
 
 
