@@ -80,9 +80,9 @@ def make_inputs(folder: Path, *, seed: int, quick: bool, threads: int, recipe: s
         "-o",
         "copper.model",
     ]
-    if recipe == "squares":
+    if recipe == "squares" or quick:  # the quick form has too few steps to leave random parameters by absolute errors
         train += ["--loss", "squares", "--energy-weight", 1000, "--forces-weight", 100]
-    train += ["--epochs", 10 if quick else 40, "--lr", 0.01, "--batch-size", 5, "--threads", threads, "--seed", seed]
+    train += ["--epochs", 40, "--lr", 0.01, "--batch-size", 5, "--threads", threads, "--seed", seed]
     command_line(*train, folder=folder)
 
 
