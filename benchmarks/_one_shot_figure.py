@@ -50,8 +50,8 @@ def summary_lines(content: dict[str, Any]) -> list[str]:
     spread = []
     for measure in MEASURES:
         values = np.array([row[measure] for row in random])
-        deviation = values.std(ddof=1) if len(values) > 1 else float("nan")
-        spread.append(f"{values.mean():.4g} ± {deviation:.2g}" if len(values) else "–")
+        deviation = f" ± {values.std(ddof=1):.2g}" if len(values) > 1 else ""
+        spread.append(f"{values.mean():.4g}{deviation}" if len(values) else "–")
     lines = ["| picks | seeds | " + " | ".join(MEASURES.values()) + " |", "|---|---|" + "---|" * len(MEASURES)]
     lines.append("| before | | " + " | ".join(f"{content['before'][m]:.4g}" for m in MEASURES) + " |")
     lines.append(f"| random | {len(random)} | " + " | ".join(spread) + " |")
