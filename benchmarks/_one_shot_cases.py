@@ -11,7 +11,8 @@ from ase.io import read
 
 from _common import reactive_molecules
 from selectron import embedded
-from selectron.oracles import XtbOptions, make_oracle
+from selectron.features import default_cache
+from selectron.oracles import LabelStore, XtbOptions, label_structures
 from selectron.training.labels import Labelled, labelled
 
 
@@ -118,7 +119,15 @@ def _parts(frames: list[Atoms], sizes: Sizes) -> tuple[list[Atoms], list[Atoms],
 
 
 def _with_gfn2(frames: list[Atoms]) -> list[Labelled]:
-    oracle = make_oracle(XtbOptions())
-    oracle.prepare()
-    labels = [oracle.label(atoms) for atoms in frames]
-    return [Labelled(atoms, label.energy_eV, label.forces) for atoms, label in zip(frames, labels, strict=True)]
+    """Labels, each bought once and kept in selectron's cache."""
+    folder = default_cache() / "one_shot"
+    folder.mkdir(parents=True, exist_ok=True)
+    with LabelStore(folder / "labels.sqlite") as store:
+        found = {one.index: one for one in label_structures(frames, XtbOptions(), store)}
+    labels = []
+    for index, atoms in enumerate(frames):
+        label = found[index].label
+        if label is None or label.forces is None:
+            raise SystemExit(f"GFN2-xTB fails for structure {index} of the case: {found[index].failure}")
+        labels.append(Labelled(atoms, label.energy_eV, label.forces))
+    return labels

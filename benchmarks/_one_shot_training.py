@@ -25,8 +25,7 @@ class Recipe(NamedTuple):
 
     ``gamma`` multiplies the learning rate after each epoch; ``loss`` is "weighted" (squares) or "l1" (|ΔE|/N and the
     norm of an atom's force error). ``replay`` is how many structures of old data join the new
-    ones; batches grow in proportion, so that the number of steps stays. From epoch ``stage_two_start`` on the other
-    two weights and learning rate hold, and the best epoch is one of theirs.
+    ones; batches grow in proportion, so that the number of steps stays.
     """
 
     epochs: int = 40
@@ -40,18 +39,6 @@ class Recipe(NamedTuple):
     weight_decay: float = 5e-7
     clip_grad: float = 10.0
     replay: int = 0
-    stage_two_start: int | None = None
-    stage_two_learning_rate: float = 1e-4
-    stage_two_energy_weight: float = 1000.0
-    stage_two_forces_weight: float = 100.0
-
-    def stage_two(self) -> Recipe:
-        """The weights and the learning rate of the second stage."""
-        return self._replace(
-            learning_rate=self.stage_two_learning_rate,
-            energy_weight=self.stage_two_energy_weight,
-            forces_weight=self.stage_two_forces_weight,
-        )
 
 
 class _Batch(NamedTuple):
@@ -82,10 +69,6 @@ def train(
     held_out = [_batch(potential, valid[i : i + 32]) for i in range(0, len(valid), 32)]
     lowest, best, best_epoch, updates = math.inf, average, -1, 0
     for epoch in range(recipe.epochs):
-        if epoch == recipe.stage_two_start:
-            recipe, lowest = recipe.stage_two(), math.inf
-            for group in optimiser.param_groups:
-                group["lr"] = recipe.learning_rate
         order = random.permutation(len(structures))
         for step in range(steps):
             batch = _batch(potential, [structures[i] for i in order[step * size : (step + 1) * size]])

@@ -25,7 +25,8 @@ from scipy.stats import t
 from _common import ROOT, add_common_arguments, machine_facts, save
 from _crystal import write_inputs, write_random_mace
 from _crystal_figure import draw
-from selectron.campaign.history import Measured, RoundRecord, read_campaign
+from selectron.campaign.history import read_campaign
+from selectron.campaign.records import Measured, RoundRecord
 from selectron.campaign.state import CampaignState
 
 YAML = Path(__file__).parent / "crystal_campaign" / "campaign.yaml"

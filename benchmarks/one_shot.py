@@ -21,7 +21,7 @@ import os
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
@@ -32,6 +32,7 @@ from _one_shot_cases import FULL, QUICK, Case, load_case
 from _one_shot_figure import draw, summary_lines
 from _one_shot_picks import FIRST_TIER, Kept, Method, methods, pick
 from _one_shot_training import Recipe, train
+from selectron.campaign.measuring import predict
 from selectron.features import default_cache
 from selectron.potentials.mace import MacePotential
 from selectron.potentials.mace_files import load_mace
@@ -39,7 +40,7 @@ from selectron.training.evaluate import Errors, errors
 from selectron.training.fine_tune import fine_tune
 from selectron.training.labels import Labelled
 from selectron.training.options import TrainOptions
-from selectron.training.references import ReferenceShift, compositions, fit_shift
+from selectron.training.references import shift_of_level
 
 mpl.use("Agg")
 
@@ -89,17 +90,15 @@ def numbers(found: Errors, tags: list[str]) -> dict[str, Any]:
     return result
 
 
-def start_model(case: Case, training: list[Labelled]) -> tuple[torch.nn.Module, ReferenceShift]:
-    """The model with its atomic references moved as ``fine_tune`` moves them, if it does."""
+def start_model(case: Case, training: list[Labelled]) -> tuple[torch.nn.Module, bool]:
+    """The model with its atomic references moved as ``fine_tune`` moves them, and whether it does."""
     model: Any = load_mace(case.model)
-    potential = MacePotential(copy.deepcopy(model), dtype=torch.float64)
-    found = errors(potential, training)
-    counts = compositions([one.atoms.numbers for one in training], potential.atomic_numbers)
-    shift = fit_shift(counts, -found.energy_errors_eV, found.force_rmse_by_structure, potential.atomic_numbers)
-    if shift.significant:
+    shift = shift_of_level(MacePotential(copy.deepcopy(model), dtype=torch.float64), training, TrainOptions())
+    assert shift is not None
+    if shift.applied:
         energies = model.atomic_energies_fn.atomic_energies
         energies += torch.as_tensor(shift.shift_eV, dtype=energies.dtype)
-    return model, shift
+    return model, shift.applied
 
 
 def old_data(case: Case, model: torch.nn.Module, count: int, seed: int) -> list[Labelled]:
@@ -107,12 +106,32 @@ def old_data(case: Case, model: torch.nn.Module, count: int, seed: int) -> list[
     drawn = [case.replay[i] for i in np.random.default_rng([seed, 2]).permutation(len(case.replay))[:count]]
     if not (case.replay_by_model and drawn):
         return drawn
-    potential = MacePotential(copy.deepcopy(model), dtype=torch.float64)
-    found = [potential.evaluate(potential.batch([entry.atoms])) for entry in drawn]
+    found = predict(MacePotential(copy.deepcopy(model), dtype=torch.float64), drawn)
+    forces = np.split(found.forces, np.cumsum(found.atoms)[:-1])
     return [
-        Labelled(entry.atoms, float(one.energies[0]), one.forces.numpy())
-        for entry, one in zip(drawn, found, strict=True)
+        Labelled(entry.atoms, float(energy), rows)
+        for entry, energy, rows in zip(drawn, found.energy_eV, forces, strict=True)
     ]
+
+
+class Trained(NamedTuple):
+    """A trained model, the epoch it is of, and whether its atomic references were moved first."""
+
+    potential: MacePotential
+    best_epoch: int
+    shift_applied: bool
+
+
+def trained_on(case: Case, chosen: list[Labelled], recipe: Recipe, seed: int) -> Trained:
+    """The case's model after training on ``chosen``, with what the case and the recipe add."""
+    training = _with_known(case, chosen)
+    model, shifted = start_model(case, training)
+    replay = old_data(case, model, recipe.replay, seed)
+    return Trained(*train(model, training, case.valid, recipe, seed, replay=replay), shifted)
+
+
+def _with_known(case: Case, chosen: list[Labelled]) -> list[Labelled]:
+    return [*chosen, *case.known] if case.train_known else chosen
 
 
 def one(case: Case, kept: Kept, method: Method, seed: int, recipe: Recipe, sizes: Any) -> dict[str, Any]:
@@ -121,18 +140,15 @@ def one(case: Case, kept: Kept, method: Method, seed: int, recipe: Recipe, sizes
     pool = np.sort(np.random.default_rng([seed, 0]).permutation(len(case.candidates))[: sizes.pool])
     picks = pick(method, kept, pool, sizes.picks, seed)
     chosen = [case.candidates[i] for i in picks]
-    training = [*chosen, *case.known] if case.train_known else chosen
     picked = time.monotonic()
-    model, shift = start_model(case, training)
-    replay = old_data(case, model, recipe.replay, seed)
-    potential, epoch = train(model, training, case.valid, recipe, seed, replay=replay)
+    found = trained_on(case, chosen, recipe, seed)
     tags = [str(entry.atoms.info["tag"]) for entry in chosen]
     return {
         "method": method.label,
         "seed": seed,
-        **numbers(errors(potential, case.test), [str(entry.atoms.info["tag"]) for entry in case.test]),
-        "best_epoch": epoch,
-        "shift_applied": bool(shift.significant),
+        **numbers(errors(found.potential, case.test), [str(entry.atoms.info["tag"]) for entry in case.test]),
+        "best_epoch": found.best_epoch,
+        "shift_applied": found.shift_applied,
         "mean_atoms_of_picks": round(float(np.mean([len(entry.atoms) for entry in chosen])), 2),
         "picks_by_kind": {tag: tags.count(tag) for tag in sorted(set(tags))},
         "picks": [int(i) for i in picks],
@@ -143,24 +159,21 @@ def one(case: Case, kept: Kept, method: Method, seed: int, recipe: Recipe, sizes
 
 def options_of(recipe: Recipe, seed: int) -> TrainOptions:
     """The same recipe for ``fine_tune``."""
-    unlike = {"gamma", "loss", "replay", *(name for name in Recipe._fields if name.startswith("stage_two"))}
-    fields = {k: v for k, v in recipe._asdict().items() if k not in unlike}
-    extra = ["--scheduler=ExponentialLR", f"--lr_scheduler_gamma={recipe.gamma}"]
-    extra += ["--loss=l1l2energyforces"] if recipe.loss == "l1" else []
-    return TrainOptions(**fields, seed=seed, threads=torch.get_num_threads(), extra=extra)
+    fields = {k: v for k, v in recipe._asdict().items() if k not in {"gamma", "loss", "replay"}}
+    loss = {"l1": "absolute", "weighted": "squares"}[recipe.loss]
+    final_rate = recipe.gamma**recipe.epochs
+    return TrainOptions(**fields, loss=loss, final_rate=final_rate, seed=seed, threads=torch.get_num_threads())
 
 
 def check(case: Case, recipe: Recipe, sizes: Any) -> dict[str, Any]:
     """One random batch, trained in this process and by ``fine_tune``; the two draw batches in another order."""
     chosen = [case.candidates[i] for i in np.random.default_rng(0).permutation(len(case.candidates))[: sizes.picks]]
-    training = [*chosen, *case.known] if case.train_known else chosen
     tags = [str(entry.atoms.info["tag"]) for entry in case.test]
     found: dict[str, Any] = {}
     for seed in (0, 1):
-        model, _ = start_model(case, training)
-        replay = old_data(case, model, recipe.replay, seed)
-        potential, _ = train(model, training, case.valid, recipe, seed, replay=replay)
+        potential = trained_on(case, chosen, recipe, seed).potential
         found[f"in process, seed {seed}"] = numbers(errors(potential, case.test), tags)
+    training = _with_known(case, chosen)
     old = old_data(case, start_model(case, training)[0], recipe.replay, 0)
     plain, valid = ([_with_results(entry) for entry in part] for part in ([*training, *old], case.valid))
     with tempfile.TemporaryDirectory() as folder:

@@ -20,8 +20,8 @@ import torch
 
 from _common import add_common_arguments, machine_facts
 from _one_shot_cases import FULL, QUICK, Case, Sizes, load_case
-from _one_shot_training import Recipe, train
-from one_shot import Results, numbers, old_data, start_model
+from _one_shot_training import Recipe
+from one_shot import Results, numbers, start_model, trained_on
 from selectron.potentials.mace import MacePotential
 from selectron.training.evaluate import Errors, errors
 from selectron.training.labels import Labelled
@@ -76,15 +76,11 @@ def one(case: Case, held: list[Labelled], recipe: Recipe, seed: int, sizes: Size
     began = time.monotonic()
     pool = np.sort(np.random.default_rng([seed, 0]).permutation(len(case.candidates))[: sizes.pool])
     picks = np.random.default_rng([seed, 1]).permutation(pool)[: sizes.picks]
-    training = [case.candidates[i] for i in picks]
-    training += case.known if case.train_known else []
-    model, _ = start_model(case, training)
-    replay = old_data(case, model, recipe.replay, seed)
-    potential, epoch = train(model, training, case.valid, recipe, seed, replay=replay)
+    found = trained_on(case, [case.candidates[i] for i in picks], recipe, seed)
     return {
         "seed": seed,
-        **measured(potential, case, held),
-        "best_epoch": epoch,
+        **measured(found.potential, case, held),
+        "best_epoch": found.best_epoch,
         "train_s": round(time.monotonic() - began, 1),
     }
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from ase import Atoms
 
-from selectron.campaign.history import ArmRecord, CampaignRecord
+from selectron.campaign.records import ArmRecord, CampaignRecord
 from selectron.errors import SelectronError
 from selectron.structures import Pool
 from selectron.structures.atomic import atomic_output
 from selectron.training.labels import labelled, write_for_mace
-from selectron.training.options import TrainOptions
+from selectron.training.mace_process import loss_arguments
 
 README = """# {name}
 
@@ -29,7 +29,7 @@ To train again with mace-torch:
 ```sh
 mace_run_train --name=again --foundation_model=start.model --multiheads_finetuning=False \\
   --train_file=train.extxyz --valid_file={valid} --test_file=test.extxyz --E0s=foundation \\
-  --energy_weight={energy_weight} --forces_weight={forces_weight} --lr={learning_rate}{more} \\
+  {loss} \\
   --max_num_epochs={epochs} --batch_size={batch_size} --default_dtype=float64 --seed={seed}
 ```
 {shift}
@@ -95,14 +95,6 @@ def _copy(source: Path, target: Path) -> None:
         shutil.copyfileobj(reading, writing)
 
 
-def _more(options: TrainOptions) -> str:
-    """Loss, schedule and average as arguments of mace_run_train."""
-    more = " --loss=l1l2energyforces" if options.loss == "absolute" else ""
-    if options.rate_factor is not None:
-        more += f" \\\n  --scheduler=ExponentialLR --lr_scheduler_gamma={options.rate_factor:.4f}"
-    return more + (f" --ema --ema_decay={options.ema}" if options.ema is not None else "")
-
-
 def _readme(record: CampaignRecord, arm: ArmRecord, files: dict[str, str]) -> str:
     options, name = record.config.trainer, record.facts["model_name"]
     licence = record.facts.get("model_licence")
@@ -134,10 +126,7 @@ def _readme(record: CampaignRecord, arm: ArmRecord, files: dict[str, str]) -> st
         table="\n".join(f"| `{file}` | {what} |" for file, what in files.items()),
         oracle=record.config.oracle.kind,
         valid="validation.extxyz" if record.validation_path else "train.extxyz",
-        energy_weight=options.energy_weight,
-        forces_weight=options.forces_weight,
-        learning_rate=options.learning_rate,
-        more=_more(options),
+        loss=" ".join(loss_arguments(options)),
         epochs=options.epochs,
         batch_size=options.batch_size,
         seed=options.seed + record.config.seed,

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from selectron.campaign.history import ArmRecord, CampaignRecord, RoundRecord
+    from selectron.campaign.records import ArmRecord, CampaignRecord, RoundRecord
 
 
 PARTS = {

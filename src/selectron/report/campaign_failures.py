@@ -9,7 +9,7 @@ from selectron.report.campaign_style import ARM_NAMES
 from selectron.report.campaign_tables import REASON, ROWS, escaped, file_name, table
 
 if TYPE_CHECKING:
-    from selectron.campaign.history import ArmRecord, Sampled
+    from selectron.campaign.records import ArmRecord, Sampled
 
 
 def failures(arms: Sequence[ArmRecord]) -> str:

@@ -33,7 +33,7 @@ from selectron.report.campaign_style import (
 from selectron.report.campaign_summary import number
 
 if TYPE_CHECKING:
-    from selectron.campaign.history import ArmRecord, CampaignRecord
+    from selectron.campaign.records import ArmRecord, CampaignRecord
 
 PANELS = 12  # small multiples of trainings an arm
 

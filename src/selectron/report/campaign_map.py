@@ -26,7 +26,7 @@ from selectron.report.map_html import write_html
 from selectron.report.ramachandran import ramachandran_coverage
 
 if TYPE_CHECKING:
-    from selectron.campaign.history import ArmRecord, CampaignRecord, PickRecord
+    from selectron.campaign.records import ArmRecord, CampaignRecord, PickRecord
 
 IN_3D = 1200
 CELLS = 25

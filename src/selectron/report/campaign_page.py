@@ -24,7 +24,7 @@ from selectron.report.map_html import POLICY
 from selectron.structures import atomic_output
 
 if TYPE_CHECKING:
-    from selectron.campaign.history import CampaignRecord
+    from selectron.campaign.records import CampaignRecord
 
 
 def write_campaign_report(record: CampaignRecord, path: str | Path) -> None:

@@ -15,8 +15,8 @@ from selectron.report.campaign_style import ACCENT, ARM_NAMES, INK, ROUNDS, SELE
 from selectron.report.campaign_summary import number
 
 if TYPE_CHECKING:
-    from selectron.campaign.history import ArmRecord, CampaignRecord, Measured, RoundRecord
     from selectron.campaign.measuring import Predictions
+    from selectron.campaign.records import ArmRecord, CampaignRecord, Measured, RoundRecord
 
 DENSE = 1500  # more points than this are drawn as a density
 

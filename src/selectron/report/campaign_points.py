@@ -17,7 +17,7 @@ from ase import Atoms
 from selectron.report.projection import Projection
 
 if TYPE_CHECKING:
-    from selectron.campaign.history import CampaignRecord
+    from selectron.campaign.records import CampaignRecord
 
 MOST = 8000  # structures of the background
 _QUERY = 500

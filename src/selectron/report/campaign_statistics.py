@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 if TYPE_CHECKING:
-    from selectron.campaign.history import ArmRecord, CampaignRecord, RoundRecord
     from selectron.campaign.measuring import Predictions
+    from selectron.campaign.records import ArmRecord, CampaignRecord, RoundRecord
 
 RESAMPLES, SEED = 400, 20260611
 INTERVAL = 0.95

@@ -10,7 +10,7 @@ from selectron.report.campaign_statistics import Curve, SavedShare, difference, 
 from selectron.report.campaign_style import QUANTITY_NAMES, unit_of
 
 if TYPE_CHECKING:
-    from selectron.campaign.history import ArmRecord, CampaignRecord, Measured
+    from selectron.campaign.records import ArmRecord, CampaignRecord, Measured
 
 MAIN = ("force_rmse_eV_A", "energy_rmse_meV_atom")
 

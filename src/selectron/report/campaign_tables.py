@@ -13,7 +13,7 @@ from selectron.report.campaign_style import ARM_NAMES, QUANTITY_NAMES, unit_of
 from selectron.report.campaign_summary import count_of, duration, number, percent
 
 if TYPE_CHECKING:
-    from selectron.campaign.history import CampaignRecord, PickRecord, RoundRecord
+    from selectron.campaign.records import CampaignRecord, PickRecord, RoundRecord
 
 ROWS = 400  # picks shown of one round
 LONG = 20  # a longer table of rounds is folded

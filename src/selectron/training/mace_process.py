@@ -46,9 +46,6 @@ def settings_of(
         f"--batch_size={batch_size}",
         f"--valid_batch_size={options.valid_batch_size}",
         f"--max_num_epochs={options.epochs}",
-        f"--lr={options.learning_rate}",
-        f"--energy_weight={options.energy_weight}",
-        f"--forces_weight={options.forces_weight}",
         f"--weight_decay={options.weight_decay}",
         f"--clip_grad={options.clip_grad}",
         f"--seed={options.seed}",
@@ -60,14 +57,9 @@ def settings_of(
         "--plot=False",
         "--num_workers=0",
     ]
-    if options.loss == "absolute":
-        arguments += ["--loss=l1l2energyforces"]
-    if options.rate_factor is not None:
-        arguments += ["--scheduler=ExponentialLR", f"--lr_scheduler_gamma={options.rate_factor}"]
+    arguments += loss_arguments(options)
     if options.method == "lora":
         arguments += ["--lora=True", f"--lora_rank={options.rank}", f"--lora_alpha={options.alpha}"]
-    if options.ema is not None:
-        arguments += ["--ema", f"--ema_decay={options.ema}"]
     if options.stage_two_start is not None:
         arguments += [
             "--stage_two",
@@ -83,6 +75,22 @@ def settings_of(
         "threads": options.threads,
         "rebuild": False,
     }
+
+
+def loss_arguments(options: TrainOptions) -> list[str]:
+    """Loss, learning rate and moving average of the first stage, as arguments of mace_run_train."""
+    arguments = [
+        f"--energy_weight={options.energy_weight}",
+        f"--forces_weight={options.forces_weight}",
+        f"--lr={options.learning_rate}",
+    ]
+    if options.loss == "absolute":
+        arguments += ["--loss=l1l2energyforces"]
+    if options.rate_factor is not None:
+        arguments += ["--scheduler=ExponentialLR", f"--lr_scheduler_gamma={options.rate_factor}"]
+    if options.ema is not None:
+        arguments += ["--ema", f"--ema_decay={options.ema}"]
+    return arguments
 
 
 def run_trainer(options: TrainOptions, run: Path, on_progress: Callable[[Epoch], None] | None) -> list[Epoch]:
