@@ -201,6 +201,8 @@ def main() -> None:
     parser.add_argument("--draw", action="store_true", help="only draw what there is")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    if arguments.quick:
+        arguments.first_tier, arguments.seeds, arguments.random_seeds = True, 1, 2
     sizes = QUICK if arguments.quick else FULL
     epochs = 3 if arguments.quick else 20
     replay = 0 if arguments.case == "level" else RECIPE.replay
