@@ -1,4 +1,4 @@
-"""The figure and the table of one_shot.py: errors of each method against random picks of the same seed."""
+"""The figure and the table of one_shot.py: errors of each method against random picks."""
 
 from __future__ import annotations
 
@@ -16,8 +16,12 @@ MEASURES = {
 }
 
 
-class Paired(NamedTuple):
-    """A method against random picks of the same seeds, in per cent of random's mean; ``error`` is a standard error."""
+class Against(NamedTuple):
+    """A method against random, in per cent of random's mean over all its seeds.
+
+    ``error`` is the standard error of the difference of the two means, by the spreads of both. Errors of a
+    method and of random picks with the same seed hardly correlate, so pairing them would only add noise.
+    """
 
     method: str
     seeds: int
@@ -26,26 +30,27 @@ class Paired(NamedTuple):
     each: list[float]
 
 
-def paired(content: dict[str, Any], measure: str) -> list[Paired]:
-    """Every method that has a seed in common with random, in the order of the file."""
-    values: dict[str, dict[int, float]] = {}
+def against_random(content: dict[str, Any], measure: str) -> list[Against]:
+    """Every method but random, in the order of the file."""
+    values: dict[str, list[float]] = {}
     for row in content["rows"]:
-        values.setdefault(row["method"], {})[row["seed"]] = row[measure]
-    reference = values.get("random", {})
+        values.setdefault(row["method"], []).append(row[measure])
+    reference = np.array(values.pop("random", []))
+    if not len(reference):
+        return []
     found = []
     for method, own in values.items():
-        seeds = sorted(set(own) & set(reference))
-        if method == "random" or not seeds:
-            continue
-        mean = np.mean([reference[s] for s in seeds])
-        each = np.array([100 * (own[s] - reference[s]) / mean for s in seeds])
-        error = float(each.std(ddof=1) / len(each) ** 0.5) if len(each) > 1 else float("nan")
-        found.append(Paired(method, len(seeds), float(each.mean()), error, each.tolist()))
+        each = 100 * (np.array(own) / reference.mean() - 1)
+        spread = 100 * reference / reference.mean()
+        error = float("nan")
+        if min(len(each), len(reference)) > 1:
+            error = float(np.sqrt(each.var(ddof=1) / len(each) + spread.var(ddof=1) / len(spread)))
+        found.append(Against(method, len(each), float(each.mean()), error, each.tolist()))
     return found
 
 
 def summary_lines(content: dict[str, Any]) -> list[str]:
-    """Mean and standard deviation of random, then the paired differences, as rows of a Markdown table."""
+    """Mean and standard deviation of random, then the differences of means, as rows of a Markdown table."""
     random = [row for row in content["rows"] if row["method"] == "random"]
     spread = []
     for measure in MEASURES:
@@ -55,20 +60,20 @@ def summary_lines(content: dict[str, Any]) -> list[str]:
     lines = ["| picks | seeds | " + " | ".join(MEASURES.values()) + " |", "|---|---|" + "---|" * len(MEASURES)]
     lines.append("| before | | " + " | ".join(f"{content['before'][m]:.4g}" for m in MEASURES) + " |")
     lines.append(f"| random | {len(random)} | " + " | ".join(spread) + " |")
-    columns = {measure: {p.method: p for p in paired(content, measure)} for measure in MEASURES}
+    columns = {measure: {p.method: p for p in against_random(content, measure)} for measure in MEASURES}
     for method, first in columns["force_mae"].items():
         cells = [_cell(columns[m][method]) for m in MEASURES]
         lines.append(f"| {method} | {first.seeds} | " + " | ".join(cells) + " |")
     return lines
 
 
-def _cell(one: Paired) -> str:
-    return f"{one.difference:+.1f} ± {one.error:.1f} %" if one.seeds > 1 else f"{one.difference:+.1f} %"
+def _cell(one: Against) -> str:
+    return f"{one.difference:+.1f} ± {one.error:.1f} %" if np.isfinite(one.error) else f"{one.difference:+.1f} %"
 
 
 def draw(content: dict[str, Any], path: Path) -> None:
     """A panel a measure; a point a seed, and mean with standard error; left of zero is better than random."""
-    shown = {measure: paired(content, measure) for measure in MEASURES}
+    shown = {measure: against_random(content, measure) for measure in MEASURES}
     order = [p.method for p in sorted(shown["force_mae"], key=lambda p: -p.difference)]
     if not order:
         return
@@ -92,7 +97,7 @@ def draw(content: dict[str, Any], path: Path) -> None:
     sizes = content["sizes"]
     figure.suptitle(
         f"{content['model']}: {sizes['picks']} picks of {sizes['pool']}, case {content['case']}. "
-        "Grey: seeds, paired with random; band: spread of random",
+        "Grey: seeds; blue: mean and standard error of the difference; band: spread of random",
         fontsize=10,
     )
     figure.savefig(path, dpi=150)

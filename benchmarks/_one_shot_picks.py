@@ -54,6 +54,9 @@ def methods() -> list[Method]:
     first += [Method("energy-ntk", "herding"), Method("activation", "lcmd"), Method("activation", "herding")]
     first += [Method("energy-ntk", "ipv", per_atom=True), Method("joint-ntk", "lcmd", per_atom=True)]
     first += [Method("joint-ntk", "ipv", ratio=10.0), Method("joint-ntk", "maxdet"), Method("energy-ntk", "fps")]
+    first += [Method("energy-ntk", "ipv", per_atom=True, by_chance=0.5), Method("energy-ntk", "lcmd", by_chance=0.5)]
+    first += [Method("joint-ntk", "lcmd", by_chance=c) for c in (0.25, 0.75)]
+    first += [Method("activation", "lcmd", by_chance=0.5)]
     rest = [Method("joint-ntk", "ipv", ratio=r) for r in RATIOS]
     rest += [Method(f, s) for s in SELECTORS for f in ntk]
     rest += [Method(f, s, per_atom=True) for s in ("ipv", "lcmd") for f in ntk]
@@ -61,7 +64,7 @@ def methods() -> list[Method]:
     return list(dict.fromkeys(first + rest))
 
 
-FIRST_TIER = 17
+FIRST_TIER = 22
 
 
 class Kept:

@@ -197,6 +197,7 @@ def main() -> None:
     parser.add_argument("--first-tier", action="store_true", help="only the methods that matter most")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--random-seeds", type=int, default=10)
+    parser.add_argument("--epochs", type=int, help="of training; the result file then has them in its name")
     parser.add_argument("--check", action="store_true", help="train one batch with fine_tune too")
     parser.add_argument("--draw", action="store_true", help="only draw what there is")
     arguments = parser.parse_args()
@@ -204,10 +205,11 @@ def main() -> None:
     if arguments.quick:
         arguments.first_tier, arguments.seeds, arguments.random_seeds = True, 1, 2
     sizes = QUICK if arguments.quick else FULL
-    epochs = 3 if arguments.quick else 20
+    epochs = arguments.epochs or (3 if arguments.quick else EPOCHS)
     replay = 0 if arguments.case == "level" else RECIPE.replay
     recipe = RECIPE._replace(epochs=epochs, gamma=0.02 ** (1 / epochs), replay=replay)
     name = f"one_shot_{arguments.case}{'_quick' if arguments.quick else ''}"
+    name += f"_{epochs}_epochs" if arguments.epochs else ""
     path = arguments.output / f"{name}.json"
     if arguments.draw:
         draw(json.loads(path.read_text()), path.with_suffix(".png"))
@@ -255,6 +257,7 @@ def main() -> None:
     draw(results.content, path.with_suffix(".png"))
 
 
+EPOCHS = 20
 RECIPE = Recipe(learning_rate=0.01, loss="l1", energy_weight=100.0, forces_weight=10.0, ema=0.99, replay=100)
 
 if __name__ == "__main__":

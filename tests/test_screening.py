@@ -8,6 +8,7 @@ import pytest
 import torch
 from ase import Atoms
 from ase.io import read, write
+from scipy.stats import chisquare
 
 from selectron.errors import SelectronError
 from selectron.features import FeatureStore
@@ -248,6 +249,37 @@ def test_random_draws_from_the_whole_pool_and_a_shortlist_narrows_it(screen, mon
     assert all(len(one) == 8 for one in drawn)
 
 
+def test_a_share_by_chance_comes_from_the_whole_pool_and_counts_as_labelled(screen, tmp_path):
+    pool, train = molecules(40, 18), molecules(5, 19)
+    options = {"selector": "fps", "budget": 8, "by_chance": 0.5, "shortlist": 10}
+    found = [screen(pool, train, seed=seed, **options) for seed in range(8)]
+    drawn = [places(one)[:4] for one in found]
+    best = set(np.argsort(-kernel_variances(pool, train), kind="stable")[:10].tolist())
+    assert all([pick.by_chance for pick in one.picks] == [True] * 4 + [False] * 4 for one in found)
+    assert len({place for one in drawn for place in one}) > 16  # 32 draws: 22 of 40 expected
+    assert any(place not in best for one in drawn for place in one)
+    for seed, first in enumerate(drawn):
+        # the rest is what the selector picks when those are in the training set
+        rest = places(screen(pool, train, seed=seed, **{**options, "shortlist": None}))
+        again = screen(pool, [*train, *(pool[i] for i in first)], selector="fps", budget=4)
+        assert rest == [*first, *places(again)]
+    write_picks(found[0], tmp_path / "picks.extxyz")
+    infos = [atoms.info for atoms in read(tmp_path / "picks.extxyz", ":")]
+    assert [(info["selector"], "score" in info) for info in infos] == [("chance", False)] * 4 + [("fps", True)] * 4
+
+
+def test_all_by_chance_is_a_random_batch(screen):
+    pool, train = molecules(12, 18), molecules(3, 19)
+    counts = np.zeros(12)
+    for seed in range(60):
+        found = screen(pool, train, selector="ipv", budget=3, by_chance=1.0, seed=seed)
+        assert all(pick.by_chance and np.isnan(pick.score) for pick in found.picks)
+        counts[places(found)] += 1
+    assert counts.sum() == 180
+    assert chisquare(counts).pvalue > 1e-3
+    assert len(screen(pool, train, selector="ipv", budget=30, by_chance=0.9).picks) == 12
+
+
 def test_equal_seeds_give_equal_bytes(screen, tmp_path):
     pool, train = molecules(30, 20), molecules(5, 21)
     for name in ("a", "b"):
@@ -345,6 +377,7 @@ def test_scores_on_disk(screen, tmp_path):
         ({"selector": "ipv", "budget": 0}, "at least 1, not 0"),
         ({"selector": "ipv", "budget": 3, "shortlist": 2}, "too short"),
         ({"selector": "committee-force", "budget": 1}, "needs a committee"),
+        ({"selector": "ipv", "budget": 3, "by_chance": 1.5}, "from 0 to 1, not 1.5"),
     ],
 )
 def test_settings_that_make_no_sense(screen, options, sentence):

@@ -143,6 +143,7 @@ def _by_selector(campaign: Campaign, inputs: Inputs, request: Request) -> dict[s
             features,
             selector=config.selector.name,
             budget=request.wanted,
+            by_chance=config.selector.by_chance,
             shortlist=config.selector.shortlist and max(config.selector.shortlist, request.wanted),
             rank_by=config.selector.rank_by,
             per_atom=False,

@@ -45,7 +45,8 @@ class PickRecord:
     |------------------|---------------------------------------------------------------------------------------|
     | rank             | in its round, from 1; replacements of failed calls go on counting                     |
     | source           | file and place in it                                                                  |
-    | score, variance  | the selector's criterion and the posterior variance; None for random picks            |
+    | score, variance  | the selector's criterion (None for picks by chance) and the posterior variance; None   |
+    |                  | both in the random arm                                                                |
     | nearest          | the training structure nearest in feature space, or None                              |
     | nearest_round    | the round in which that was labelled, 0 for the initial training set                   |
     | distance         | to it                                                                                 |

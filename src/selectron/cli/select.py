@@ -35,6 +35,10 @@ def select(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="The picks, as extended XYZ; gzipped where it ends in .gz.")
     ] = Path("picks.extxyz"),
+    by_chance: Annotated[
+        float,
+        typer.Option(help="Share of the batch drawn at random first, which the selector counts as labelled."),
+    ] = 0.0,
     shortlist: Annotated[
         int | None,
         typer.Option(help="The selector sees so many of the largest variances.", show_default="all, up to 20,000"),
@@ -79,7 +83,7 @@ def select(
     from selectron.screening import check_selection, draw, pick_rows, screen, write_picks, write_scores
     from selectron.structures import Quarantine
 
-    check_selection(selector, budget, len(model), shortlist)
+    check_selection(selector, budget, len(model), shortlist, by_chance)
     setup = o.set_up(
         pool,
         model,
@@ -112,6 +116,7 @@ def select(
                 train=setup.train,
                 selector=selector,
                 budget=budget,
+                by_chance=by_chance,
                 shortlist=shortlist,
                 rank_by=rank_by,
                 per_atom=per_atom,

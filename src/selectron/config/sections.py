@@ -121,6 +121,9 @@ class SelectorSection(Section):
     name: Literal["ipv", "lcmd", "maxdet", "fps", "kmeans++", "bait", "top-k", "herding", "random"] = "ipv"
     """The selector."""
 
+    by_chance: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    """Share of each batch that is drawn at random from all candidates first; the selector counts it as labelled."""
+
     shortlist: PositiveInt | None = None
     """It sees so many of the largest variances; without it all, up to 20,000."""
 

@@ -202,6 +202,7 @@ def interactive_map(record: CampaignRecord, found: PickMap) -> str | None:
         explained=found.explained,
         title=f"{record.config.name}: picks of the selected arm",
         subtitle=f"features {record.config.features.name}, selector {record.config.selector.name}; variances as of the round",
+        pool_name="pool" if record.config.sampling is None else "sampled",
         extra={"round": of_picks("round"), "score": of_picks("score"), "distance to the nearest": of_picks("distance")},
     )
     with tempfile.TemporaryDirectory() as folder:

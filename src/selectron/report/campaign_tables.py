@@ -109,7 +109,7 @@ def _picks_of(one: RoundRecord) -> str:
         row = [f"{pick.rank}\f{pick.rank}", escaped(pick.formula)]
         row += [escaped(_what(pick))] if named else []
         row += [file_name(pick.source.path), f"{pick.source.index}\f{pick.source.index}"]
-        row += [_value(pick.score), _value(pick.variance)] if by_score else []
+        row += ["by chance\f" if pick.score is None else _value(pick.score), _value(pick.variance)] if by_score else []
         row += [_nearest(pick), _value(pick.distance)] if near else []
         row += [_label(pick), f"{duration(pick.core_s)}\f{pick.core_s!r}" if pick.labelled is not None else "–\f"]
         rows.append(row)

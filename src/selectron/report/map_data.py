@@ -30,6 +30,7 @@ class FeatureMapData:
     | subtitle      | string           | the facts of the run: features, selector, model, budget                     |
     | extra         | name → (n,)      | further properties a structure, numbers or strings                          |
     | atom_variance | n arrays (N_i,)  | share of the variance that each atom carries; colours the atoms in 3-D      |
+    | pool_name     | string           | what the HTML page calls the structures of kind "pool"                      |
 
     Raises ``SelectronError`` when the lengths disagree or a kind is unknown.
     """
@@ -45,6 +46,7 @@ class FeatureMapData:
     subtitle: str = ""
     extra: Mapping[str, np.ndarray] = field(default_factory=dict)
     atom_variance: Sequence[np.ndarray] | None = None
+    pool_name: str = "pool"
 
     def __post_init__(self) -> None:
         """Bring the arrays to NumPy and check that they describe the same points."""
@@ -93,6 +95,7 @@ class FeatureMapData:
             subtitle=self.subtitle,
             extra={name: values[chosen] for name, values in self.extra.items()},
             atom_variance=None if self.atom_variance is None else [self.atom_variance[i] for i in chosen],
+            pool_name=self.pool_name,
         )
 
 

@@ -38,7 +38,6 @@ SYMBOLS = (
     '<svg viewBox="0 0 12 12"><path d="M6 0 12 6 6 12 0 6z"/></svg>',
 )
 MARKER_SIZE = {"pool": 0.25, "train": 0.05, "pick": 1.0}
-KIND_NAMES = {"pool": "pool", "train": "training set", "pick": "pick"}
 
 
 def write_html(data: FeatureMapData, path: str | Path, limit: int = STRUCTURE_LIMIT) -> None:
@@ -55,9 +54,9 @@ def write_html(data: FeatureMapData, path: str | Path, limit: int = STRUCTURE_LI
     shown = data.take(points_to_show(data, limit))
     counts = {kind: int(np.sum(data.kind == kind)) for kind in KINDS}
     present = [kind for kind in KINDS if np.any(shown.kind == kind)]
+    names = kind_names(data)
     legend = "".join(
-        f"<span>{symbol}{KIND_NAMES[kind]} ({counts[kind]:,})</span>"
-        for symbol, kind in zip(SYMBOLS, present, strict=False)
+        f"<span>{symbol}{names[kind]} ({counts[kind]:,})</span>" for symbol, kind in zip(SYMBOLS, present, strict=False)
     )
     parts = {
         "policy": POLICY,
@@ -75,6 +74,11 @@ def write_html(data: FeatureMapData, path: str | Path, limit: int = STRUCTURE_LI
         stream.write(page)
 
 
+def kind_names(data: FeatureMapData) -> dict[str, str]:
+    """What the page calls each kind."""
+    return {"pool": data.pool_name, "train": "training set", "pick": "pick"}
+
+
 def dataset(data: FeatureMapData) -> dict[str, Any]:
     """The chemiscope dataset of all points of ``data``, in strict JSON: NaN is null.
 
@@ -82,13 +86,14 @@ def dataset(data: FeatureMapData) -> dict[str, Any]:
     and the first pick shown in 3-D.
     """
     low, high, logarithmic = variance_scale(data)
+    names = kind_names(data)
     periodic = any(atoms.pbc.any() for atoms in data.structures)
     axes = [f"PC {i + 1} ({data.explained[i]:.0%} of feature variance)" for i in range(2)]
     properties: dict[str, Any] = {
         axes[0]: _property(data.coordinates[:, 0]),
         axes[1]: _property(data.coordinates[:, 1]),
         "variance": _property(data.variance, "posterior variance", "feature units"),
-        "kind": _property([KIND_NAMES[kind] for kind in data.kind]),
+        "kind": _property([names[kind] for kind in data.kind]),
         "rank": _property(np.where(data.rank >= 0, data.rank, np.nan), "order of the pick"),
         "source": _property(list(data.labels), "file and place in it"),
         "formula": _property([atoms.get_chemical_formula() for atoms in data.structures]),

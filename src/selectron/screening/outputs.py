@@ -31,7 +31,8 @@ def write_picks(screening: Screening, path: str | Path) -> int:
     """The picks as extended XYZ, best first; each one's ``info`` says where it comes from and why it was picked.
 
     Keys: source, source_index, rank, score, variance, features, selector, and nearest_training, nearest_distance where there is
-    a training set; the array ``atom_variance`` where exact force rows were computed. An entry of the
+    a training set; the array ``atom_variance`` where exact force rows were computed. Picks by chance have the selector
+    ``chance`` and no score. An entry of the
     pool under one of these names is kept as ``pool_<name>``.
     """
     return write_extxyz(path, (_annotated(pick, screening) for pick in screening.picks))
@@ -42,11 +43,12 @@ def _annotated(pick: Pick, screening: Screening) -> Atoms:
         "source": pick.source.path,
         "source_index": pick.source.index,
         "rank": pick.rank,
-        "score": _shown(pick.score),
         "variance": _shown(pick.variance),
         "features": screening.features.name,
-        "selector": screening.selector,
+        "selector": "chance" if pick.by_chance else screening.selector,
     }
+    if not pick.by_chance:
+        facts["score"] = _shown(pick.score)
     if pick.nearest_training is not None:
         facts["nearest_training"] = f"{pick.nearest_training.path} {pick.nearest_training.index}"
         facts["nearest_distance"] = _shown(pick.nearest_distance or 0.0)

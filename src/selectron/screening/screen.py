@@ -18,6 +18,7 @@ from selectron.acquisition import (
     SELECTORS,
     Posterior,
     Scale,
+    Selection,
     Shortlist,
     committee_disagreement,
     select_batch,
@@ -25,7 +26,7 @@ from selectron.acquisition import (
 from selectron.errors import SelectronError
 from selectron.features import FeatureMap, FeatureStore, default_cache
 from selectron.potentials import Committee
-from selectron.rows import Rows
+from selectron.rows import Rows, concatenate
 from selectron.screening.atoms import atom_variances, nominal_rows, resolves_atoms
 from selectron.screening.catalogue import Catalogue, catalogue
 from selectron.screening.progress import Progress, Silent
@@ -40,6 +41,8 @@ RELATIVE_NOISE = 1e-3
 CRITERIA = ("variance", "per-component", "per-atom", "max-atom")
 """What structures are shortlisted by: the trace, the trace a row or an atom, the largest trace of one atom's rows."""
 
+_CHANCE = 3  # what tells the draws of the share by chance from other random numbers of the same seed
+
 COMPONENTS_OF_PICKS = 6_000
 """Force components up to which the picks of a probed run get exact rows, for variances of their atoms."""
 
@@ -47,8 +50,8 @@ COMPONENTS_OF_PICKS = 6_000
 class Pick(NamedTuple):
     """One structure worth a label, rank 1 first.
 
-    ``score`` is the selector's own criterion when it was picked (NaN for random), ``variance`` the posterior variance given
-    the training set alone, ``nearest_training`` the source of the training structure nearest in feature space,
+    ``score`` is the selector's own criterion when it was picked (NaN where ``by_chance``), ``variance`` the posterior
+    variance given the training set alone, ``nearest_training`` the source of the training structure nearest in feature space,
     ``atom_variance`` (N,), where known, each atom's part of the variance.
     """
 
@@ -61,6 +64,7 @@ class Pick(NamedTuple):
     nearest_training: Source | None
     nearest_distance: float | None
     atom_variance: np.ndarray | None = None
+    by_chance: bool = False
 
 
 @dataclass
@@ -106,6 +110,7 @@ def screen(
     train: Pool | None = None,
     selector: str | None = None,
     budget: int = 0,
+    by_chance: float = 0.0,
     shortlist: int | None = None,
     committee: Committee | None = None,
     checks: Checks | None = None,
@@ -135,6 +140,7 @@ def screen(
         train: structures that are labelled already.
         selector: a name of ``SELECTORS``, or None to score only.
         budget: how many to pick; a pool with fewer distinct structures gives what it has, and a note.
+        by_chance: share of the budget that is drawn at random from the whole pool first; the selector counts it as labelled.
         shortlist: how many of the largest variances the selector sees; None: all, up to 20,000.
         committee: for the committee selectors.
         checks: what a structure must satisfy; None: the defaults and the elements of the model.
@@ -153,7 +159,7 @@ def screen(
     no sense.
     """
     if selector is not None:
-        check_selection(selector, budget, 0 if committee is None else len(committee.members), shortlist)
+        check_selection(selector, budget, 0 if committee is None else len(committee.members), shortlist, by_chance)
     if not (math.isfinite(noise) and noise > 0.0):
         raise SelectronError(f"The noise variance is a number above 0, not {noise}.")
     if rank_by not in CRITERIA:
@@ -190,6 +196,7 @@ def screen(
             rank_by=rank_by,
             selector=selector,
             budget=budget,
+            by_chance=by_chance,
             shortlist=shortlist,
             disagreement=asked.scores() if asked else None,
             noise=noise,
@@ -211,7 +218,9 @@ def default_checks(
     return Checks(elements=elements) if min_distance_A is None else Checks(elements, min_distance_A=min_distance_A)
 
 
-def check_selection(selector: str, budget: int, models: int, shortlist: int | None) -> None:
+def check_selection(
+    selector: str, budget: int, models: int, shortlist: int | None = None, by_chance: float = 0.0
+) -> None:
     """A sentence where ``selector`` cannot pick ``budget`` structures with so many models, before any work is done."""
     if selector not in SELECTORS:
         raise SelectronError(f"There is no selector {selector!r}; choose one of {', '.join(SELECTORS)}.")
@@ -221,6 +230,8 @@ def check_selection(selector: str, budget: int, models: int, shortlist: int | No
         raise SelectronError(f"A shortlist of {shortlist} is too short for a budget of {budget}.")
     if selector.startswith("committee") and models < 2:
         raise SelectronError(f"{selector} needs a committee: give --model at least twice.")
+    if not 0.0 <= by_chance <= 1.0:
+        raise SelectronError(f"The share by chance is a number from 0 to 1, not {by_chance}.")
 
 
 def _score_and_pick(
@@ -231,6 +242,7 @@ def _score_and_pick(
     rank_by: str,
     selector: str | None,
     budget: int,
+    by_chance: float,
     shortlist: int | None,
     disagreement: np.ndarray | None,
     noise: float,
@@ -263,6 +275,11 @@ def _score_and_pick(
     criterion = result.criterion(rank_by) if disagreement is None else disagreement
     open_places = np.flatnonzero(candidates.first & ~known)
     n_open, size = len(open_places), shortlist or max(ALL_CANDIDATES_UP_TO, budget)
+    drawn = round(by_chance * budget) if selector != "random" else 0
+    if drawn and n_open:
+        _draw(result, open_places, drawn, seed)
+        notes.append(f"{len(result.picks):,} of the picks were drawn by chance, the first ones (--by-chance).")
+        open_places = np.setdiff1d(open_places, [one.place for one in result.picks])
     if selector == "random" and shortlist is None:
         # from the whole pool, whatever the variance; of a pool that is too large for memory, from a random part of it
         places = open_places
@@ -279,11 +296,11 @@ def _score_and_pick(
         )
     if trained:
         notes.append(f"Left out of the choice: {trained:,} that stand{_s(trained)} in the training set.")
-    if len(places) < n_open and selector != "random":
+    if len(places) < len(open_places) and selector != "random":
         notes.append(
             f"{selector} chose from the {len(places):,} structures of largest {_ranking(rank_by, disagreement)} (--shortlist)."
         )
-    if len(places):
+    if len(places) and len(result.picks) < budget:
         _pick(result, places, budget, criterion, seed, progress)
     if not n_open:
         notes.append("Nothing is left to pick: every structure of the pool stands in the training set.")
@@ -304,6 +321,18 @@ def _ranking(rank_by: str, disagreement: np.ndarray | None) -> str:
     return rank_by if rank_by == "variance" else f"{rank_by} variance"
 
 
+def _draw(result: Screening, places: np.ndarray, budget: int, seed: int) -> None:
+    """Picks ``budget`` of ``places`` at random, whatever their variance."""
+    generator = np.random.default_rng([seed, _CHANCE])
+    if len(places) > ALL_CANDIDATES_UP_TO:
+        places = np.sort(generator.choice(places, max(ALL_CANDIDATES_UP_TO, budget), replace=False))
+    rows = result.scale.apply(result.catalogue.rows(places))
+    selection = select_batch(
+        "random", rows, train=_training_rows(result), budget=budget, seed=int(generator.integers(2**31))
+    )
+    _keep(result, places, rows, selection, by_chance=True)
+
+
 def _pick(
     result: Screening,
     places: np.ndarray,
@@ -312,44 +341,59 @@ def _pick(
     seed: int,
     progress: Progress,
 ) -> None:
-    candidates, training, scale = result.catalogue, result.training, result.scale
+    """Picks what the budget still allows with the selector; picks so far count as labelled."""
+    candidates, scale = result.catalogue, result.scale
     assert result.selector is not None
-    train_rows = None if training is None else scale.apply(training.rows(slice(None)))
+    known = _training_rows(result)
+    if result.picks:
+        drawn = scale.apply(candidates.rows(np.array([one.place for one in result.picks])))
+        known = drawn if known is None else concatenate([known, drawn])
     progress.start(f"selecting with {result.selector}", 1)
     rows = scale.apply(candidates.rows(places))
     selection = select_batch(
         result.selector,
         rows,
-        train=train_rows,
-        budget=budget,
+        train=known,
+        budget=budget - len(result.picks),
         prior_precision=scale.prior_precision,
         noise_variance=scale.noise_variance,
         pool_second_moment=candidates.moment.matrix * scale.factor**2,
         variances=torch.from_numpy(criterion[places]),
         seed=seed,
     )
+    _keep(result, places, rows, selection)
+    progress.advance(1)
+    progress.finish()
+
+
+def _training_rows(result: Screening) -> Rows | None:
+    return None if result.training is None else result.scale.apply(result.training.rows(slice(None)))
+
+
+def _keep(result: Screening, places: np.ndarray, rows: Rows, selection: Selection, *, by_chance: bool = False) -> None:
+    """Adds a selection among ``places``, whose scaled rows are ``rows``, to the picks."""
+    candidates, training = result.catalogue, result.training
     chosen = selection.indices.cpu()
-    near, distance = _nearest(rows.take(chosen), train_rows, result.features)
-    for rank, (at, score) in enumerate(zip(chosen.tolist(), selection.scores.tolist(), strict=True), start=1):
-        place = int(places[at])
+    near, distance = _nearest(rows.take(chosen), _training_rows(result), result.features)
+    for at, (row, score) in enumerate(zip(chosen.tolist(), selection.scores.tolist(), strict=True)):
+        place = int(places[row])
         index = int(candidates.indices[place])
         nearest = None
         if training is not None and near is not None:
-            nearest = training.pool.source(int(training.indices[int(near[rank - 1])]))
+            nearest = training.pool.source(int(training.indices[int(near[at])]))
         result.picks.append(
             Pick(
-                rank=rank,
+                rank=len(result.picks) + 1,
                 atoms=candidates.pool[index],
                 source=candidates.pool.source(index),
                 place=place,
-                score=float(score),
+                score=math.nan if by_chance else float(score),
                 variance=float(result.variance[place]),
                 nearest_training=nearest,
-                nearest_distance=None if distance is None else float(distance[rank - 1]),
+                nearest_distance=None if distance is None else float(distance[at]),
+                by_chance=by_chance,
             )
         )
-    progress.advance(1)
-    progress.finish()
 
 
 def _nearest(picks: Rows, train: Rows | None, features: FeatureMap) -> tuple[torch.Tensor | None, torch.Tensor | None]:
