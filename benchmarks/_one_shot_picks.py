@@ -57,6 +57,7 @@ def methods() -> list[Method]:
     first += [Method("energy-ntk", "ipv", per_atom=True, by_chance=0.5), Method("energy-ntk", "lcmd", by_chance=0.5)]
     first += [Method("joint-ntk", "lcmd", by_chance=c) for c in (0.25, 0.75)]
     first += [Method("activation", "lcmd", by_chance=0.5)]
+    first += [Method("joint-ntk", "lcmd", ratio=r, by_chance=0.5) for r in RATIOS]
     rest = [Method("joint-ntk", "ipv", ratio=r) for r in RATIOS]
     rest += [Method(f, s) for s in SELECTORS for f in ntk]
     rest += [Method(f, s, per_atom=True) for s in ("ipv", "lcmd") for f in ntk]
@@ -64,7 +65,7 @@ def methods() -> list[Method]:
     return list(dict.fromkeys(first + rest))
 
 
-FIRST_TIER = 22
+FIRST_TIER = 24
 
 
 class Kept:

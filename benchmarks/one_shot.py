@@ -193,7 +193,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_common_arguments(parser)
     parser.add_argument("--case", choices=["same", "level"], default="same")
-    parser.add_argument("--methods", nargs="+", help="only methods whose name holds one of these")
+    parser.add_argument("--methods", nargs="+", help="only these; 'ipv*' is all that have ipv in their name")
     parser.add_argument("--first-tier", action="store_true", help="only the methods that matter most")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--random-seeds", type=int, default=10)
@@ -239,7 +239,7 @@ def main() -> None:
         print(json.dumps(results.content["check"], indent=1), flush=True)
     kept = Kept(default_cache() / "one_shot", case.model, case.known, case.candidates)
     every = methods()[:FIRST_TIER] if arguments.first_tier else methods()
-    wanted = [m for m in every if not arguments.methods or any(part in m.label for part in arguments.methods)]
+    wanted = [m for m in every if not arguments.methods or _asked(m.label, arguments.methods)]
     for seed in range(max(arguments.seeds, arguments.random_seeds)):
         for method in wanted:
             last = arguments.random_seeds if method.features == "random" else arguments.seeds
@@ -255,6 +255,11 @@ def main() -> None:
     for line in summary_lines(results.content):
         print(line)
     draw(results.content, path.with_suffix(".png"))
+
+
+def _asked(label: str, parts: list[str]) -> bool:
+    """Whether a label is one of ``parts``, or holds one that ends in a star."""
+    return label in parts or any(part.endswith("*") and part[:-1] in label for part in parts)
 
 
 EPOCHS = 20

@@ -28,15 +28,16 @@ validation:                    # for the trainer and for stopping rules
   group_by: smiles
 
 features:
-  name: energy-ntk             # see 'selectron features'
+  name: joint-ntk              # see 'selectron features'
 selector:
-  name: ipv                    # see 'selectron selectors'
+  name: lcmd                   # see 'selectron selectors'
+  by_chance: 0.5               # half of each batch at random: unusual structures alone teach energies badly
 
 oracle:
   kind: gfn2-xtb               # or dft, mace, ase (any ASE calculator), gfn1-xtb
 
 trainer:
-  epochs: 15
+  epochs: 25
   batch_size: 8
 
 budget:
@@ -80,9 +81,10 @@ test:                          # here: all structures of the embedded pool, of m
   files: [embedded]
 
 features:
-  name: energy-ntk
+  name: joint-ntk
 selector:
-  name: ipv
+  name: lcmd
+  by_chance: 0.5
 
 oracle:
   kind: gfn2-xtb
@@ -111,9 +113,10 @@ validation:
   files: [validation.extxyz]
 
 features:
-  name: force-ntk
+  name: joint-ntk
 selector:
-  name: ipv
+  name: lcmd
+  by_chance: 0.5
 
 oracle:
   kind: dft
