@@ -3,8 +3,9 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-# Threads that wait sleep: spinning is many times slower as soon as another program wants the cores.
-export OMP_WAIT_POLICY ?= PASSIVE
+# One thread: what runs here is small. Two threads gain little on an idle machine, are many times slower on a busy one
+# (where they spin), and four times slower where those that wait are told to sleep (OMP_WAIT_POLICY=PASSIVE).
+export OMP_NUM_THREADS ?= 1
 
 .PHONY: setup demo test test-slow lint embedded clean
 

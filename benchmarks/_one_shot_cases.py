@@ -46,11 +46,13 @@ class Sizes(NamedTuple):
 
 
 FULL = Sizes(candidates=1200, pool=1000, valid=30, test=250, picks=100)
+POOL = Sizes(candidates=270, pool=240, valid=30, test=100, picks=60)
 QUICK = Sizes(candidates=60, pool=50, valid=6, test=20, picks=10)
 
 
 def load_case(name: str, shared: Path, sizes: Sizes) -> Case:
-    """``same``: embedded model and RDB7 geometries, GFN2-xTB throughout; ``level``: a SPICE model and T1x-like labels."""
+    """``same``: embedded model and RDB7 geometries, GFN2-xTB throughout; ``pool``: the same with the embedded pool, in which a few
+    structures are far from all others; ``level``: a SPICE model and T1x-like labels."""
     if name == "same":
         frames = _rdb7(shared, sizes)
         candidates, valid, test = _parts(frames, sizes)
@@ -63,6 +65,13 @@ def load_case(name: str, shared: Path, sizes: Sizes) -> Case:
             *(_with_gfn2(part) for part in (candidates, valid, test)),
             replay=known,
         )
+    if name == "pool":
+        frames = read(embedded.pool_path(), ":")
+        for atoms in frames:
+            atoms.info.update(group=atoms.info["smiles"], tag=atoms.info["kind"])
+        candidates, valid, test = (labelled(part) for part in _parts(frames, sizes))
+        known = labelled(read(embedded.train_path(), ":"))
+        return Case(name, embedded.model_path(), known, False, candidates, valid, test, replay=known)
     candidates, valid, test = _parts(reactive_molecules(shared), sizes)
     minima = [atoms for atoms in candidates if atoms.info["tag"] in {"R", "P"}]
     chosen = np.random.default_rng(0).permutation(len(minima))[: min(30, len(minima) // 4)]

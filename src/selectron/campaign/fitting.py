@@ -15,7 +15,7 @@ from selectron.campaign.context import Campaign
 from selectron.campaign.inputs import Inputs
 from selectron.campaign.measuring import Predictions, finite, predict, summary
 from selectron.campaign.state import Stage
-from selectron.potentials import load_potential
+from selectron.potentials import load_potential, settle_threads
 from selectron.training.evaluate import Errors
 from selectron.training.fine_tune import FineTuned, TrainingFailed
 from selectron.training.labels import labelled
@@ -128,6 +128,7 @@ def _measure(campaign: Campaign, asked: dict[str, Any], sets: dict[str, str | No
     potential = load_potential(
         campaign.artifacts.path(asked["model"]), device=asked["device"], dtype="float64", head=asked["head"]
     )
+    settle_threads([potential])
     output: dict[str, Any] = {}
     for name, artifact in sets.items():
         if artifact is None:

@@ -21,7 +21,7 @@ from selectron.campaign.state import Stage, digest
 from selectron.campaign.stopping import calibrate, structure_errors, variance_low
 from selectron.config.sections import SelectorSection
 from selectron.features import FeatureMap, FeatureOptions, FeatureStore, make_features
-from selectron.potentials import load_potential
+from selectron.potentials import load_potential, settle_threads
 from selectron.screening import SHARE_BY_CHANCE, Screening, screen
 from selectron.screening.atoms import nominal_rows
 from selectron.structures import Checks, Pool, Source
@@ -253,6 +253,7 @@ def _feature_maps(campaign: Campaign, model: str) -> tuple[FeatureMap, FeatureMa
         dtype=config.model.dtype,
         head=_head(campaign, model),
     )
+    settle_threads([potential])
     chosen = config.features
     options = FeatureOptions(
         dim=chosen.dim,

@@ -15,7 +15,7 @@ from selectron.campaign.inputs import Inputs
 from selectron.campaign.state import Stage, digest
 from selectron.config.sampling import SamplingSection
 from selectron.errors import SelectronError
-from selectron.potentials import Potential, load_potential
+from selectron.potentials import Potential, load_potential, settle_threads
 from selectron.sampling.checkpoint import Checkpoint, read_checkpoint
 from selectron.sampling.frames import Progress
 from selectron.sampling.output import RunFiles
@@ -72,6 +72,7 @@ def _sample(
         dtype=asked["dtype"],
         head=campaign.config.model.head if model == inputs.model else None,
     )
+    settle_threads([potential])
     folder = campaign.scratch / "sampling" / digest({"asked": asked, "where": where})[:16]
     for other in folder.parent.iterdir() if folder.parent.is_dir() else ():
         if other != folder:

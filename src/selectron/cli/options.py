@@ -123,7 +123,7 @@ def set_up(
 ) -> Setup:
     """Opens files and models; raises SelectronError with one sentence for what cannot be used."""
     from selectron.features import FeatureStore, default_cache, make_features
-    from selectron.potentials import Committee, load_potential
+    from selectron.potentials import Committee, load_potential, settle_threads
     from selectron.screening import default_checks
     from selectron.structures import Pool
 
@@ -133,6 +133,7 @@ def set_up(
     opened = Pool.open(pool)
     opened_train = Pool.open(train) if train else None
     potentials = [load_potential(spec, device=device, dtype=dtype, head=head) for spec in model]
+    settle_threads(potentials)
     first = potentials[0] if potentials else None
     feature_map = make_features(features, first, options)
     train_map = feature_map

@@ -160,11 +160,12 @@ def sample(
     wanted = _merged(options, given)
     files = _Files(output, ended or output.with_name(f"{output.stem}.ended.csv"), acquired, plot, checkpoint)
     files.check([*start, *model, *([str(options)] if options else [])])
-    from selectron.potentials import load_potential
+    from selectron.potentials import load_potential, settle_threads
 
     if not model:
         raise SelectronError("Sampling needs a model: give --model.")
     potentials = [load_potential(spec, device=device, dtype=dtype, head=head) for spec in model]
+    settle_threads(potentials)
     _run(potentials, _starts(start, at, potentials[0]), wanted, files)
 
 

@@ -17,6 +17,7 @@ from selectron.potentials.surfaces import (
     boltzmann_samples,
     landscape,
 )
+from selectron.potentials.threads import settle_threads
 from selectron.potentials.torchsim_potential import TorchSimPotential
 
 __all__ = [
@@ -40,4 +41,5 @@ __all__ = [
     "boltzmann_samples",
     "landscape",
     "load_potential",
+    "settle_threads",
 ]

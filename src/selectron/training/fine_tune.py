@@ -20,6 +20,7 @@ from selectron.errors import SelectronError
 from selectron.potentials.load import DTYPES, model_file
 from selectron.potentials.mace import MacePotential
 from selectron.potentials.mace_files import load_mace
+from selectron.potentials.threads import is_small
 from selectron.structures.atomic import atomic_output
 from selectron.training.evaluate import Errors, errors
 from selectron.training.labels import (
@@ -39,7 +40,6 @@ from selectron.training.references import ReferenceShift, compositions, referenc
 __all__ = ["OUTPUT", "FineTuned", "TrainingFailed", "fine_tune"]
 
 OUTPUT = "fine_tuned.model"
-SMALL = 300_000
 """Parameters below which one CPU thread trains as fast as many."""
 
 
@@ -155,7 +155,7 @@ def _dtype(base: torch.nn.Module, options: TrainOptions) -> torch.dtype:
 def _threads(base: torch.nn.Module, options: TrainOptions) -> int:
     if options.threads != "auto":
         return options.threads
-    if sum(p.numel() for p in base.parameters()) < SMALL:
+    if is_small(base):
         return 1
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
