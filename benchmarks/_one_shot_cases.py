@@ -51,8 +51,9 @@ QUICK = Sizes(candidates=60, pool=50, valid=6, test=20, picks=10)
 
 
 def load_case(name: str, shared: Path, sizes: Sizes) -> Case:
-    """``same``: embedded model and RDB7 geometries, GFN2-xTB throughout; ``pool``: the same with the embedded pool, in which a few
-    structures are far from all others; ``level``: a SPICE model and T1x-like labels."""
+    """``same``: embedded model and RDB7 geometries, GFN2-xTB throughout; ``pool``: the same with the embedded pool;
+    ``level``: a SPICE model and T1x-like labels.
+    """
     if name == "same":
         frames = _rdb7(shared, sizes)
         candidates, valid, test = _parts(frames, sizes)

@@ -5,7 +5,8 @@
 A pool is drawn with each seed, every method picks 100 structures of it at once, a pretrained MACE is fine-tuned on
 them, and its errors on other reactions are compared with those after as many random picks from the same pool, trained with the
 same seed. Case "same": the embedded model, RDB7 reactants, transition states and products, GFN2-xTB labels, so that model and
-labels share a level of theory. Case "pool": the same model and 60 of 240 structures of the embedded pool. Case "level": a small MACE of SPICE, T1x-like labels, and 30 minima that are always trained on.
+labels share a level of theory. Case "pool": the same model and 60 of 240 structures of the embedded pool. Case "level": a small
+MACE of SPICE, T1x-like labels, and 30 minima that are always trained on.
 
 Training is in this process (``_one_shot_training.py``); ``--check`` trains one random batch with ``fine_tune``
 too and keeps both results. Every finished training is written at once: the same command goes on where a killed one ended.
