@@ -86,13 +86,8 @@ def test_a_selection(run, folder):
     assert [atoms.info["rank"] for atoms in picks] == [1, 2, 3, 4, 5]
     for atoms in picks:
         assert atoms.info["source"] == "pool.extxyz"
-        assert {"variance", "features", "selector", "nearest_training"} <= set(atoms.info)
+        assert {"score", "variance", "features", "selector", "nearest_training"} <= set(atoms.info)
         np.testing.assert_allclose(atoms.positions, pool[atoms.info["source_index"]].positions, atol=1e-7)
-    assert [(atoms.info["selector"], "score" in atoms.info) for atoms in picks] == [
-        *[("chance", False)] * 2,
-        *[("lcmd", True)] * 3,
-    ]
-    assert "2 of the picks were drawn by chance" in out
     assert len(Path("scores.csv").read_text().splitlines()) == 25
     assert "24 usable structures in the pool, 8 structures in the training set." in out
     assert "wrote picks.extxyz, scores.csv, picks.png, picks.html" in out.replace("\n", " ")
@@ -110,12 +105,12 @@ def test_equal_command_lines_give_equal_bytes(run, folder):
 
 
 def test_rows_are_computed_once(run, computed):
-    assert run("select pool.extxyz -m m.model -f energy-ntk -t train.extxyz -n 4 --no-picture")[0] == 0
+    assert run("select pool.extxyz -m m.model -t train.extxyz -n 4 --no-picture")[0] == 0
     assert len(computed) == 32
-    assert run("select pool.extxyz -m m.model -f energy-ntk -n 4 -s maxdet --no-picture")[0] == 0
-    assert run("score pool.extxyz train.extxyz -m m.model -f energy-ntk")[0] == 0
+    assert run("select pool.extxyz -m m.model -n 4 -s maxdet --no-picture")[0] == 0
+    assert run("score pool.extxyz train.extxyz -m m.model")[0] == 0
     assert len(computed) == 32
-    assert run("score pool.extxyz -m m.model -f energy-ntk --seed 1")[0] == 0
+    assert run("score pool.extxyz -m m.model --seed 1")[0] == 0
     assert len(computed) == 56
 
 
@@ -130,7 +125,7 @@ def deadly(self, structures):
         os.kill(os.getpid(), signal.SIGKILL)
     return rows(self, structures)
 EnergyNTKFeatures.rows = deadly
-main("select pool.extxyz -m m.model -f energy-ntk -n 4 --no-picture --batch-size 5".split())
+main("select pool.extxyz -m m.model -n 4 --no-picture --batch-size 5".split())
 """
 
 
@@ -138,13 +133,10 @@ def test_after_a_kill_it_starts_where_it_stood(run, computed):
     killed = subprocess.run([sys.executable, "-c", KILLED_IN_THE_THIRD_BATCH], capture_output=True)
     assert killed.returncode == -signal.SIGKILL
     assert not Path("picks.extxyz").exists()
-    assert run("select pool.extxyz -m m.model -f energy-ntk -n 4 --no-picture --batch-size 5")[0] == 0
+    assert run("select pool.extxyz -m m.model -n 4 --no-picture --batch-size 5")[0] == 0
     assert len(computed) == 24 - 2 * 5
     assert (
-        run(
-            "select pool.extxyz -m m.model -f energy-ntk -n 4 --no-picture --batch-size 5 --no-cache -o undisturbed.extxyz"
-        )[0]
-        == 0
+        run("select pool.extxyz -m m.model -n 4 --no-picture --batch-size 5 --no-cache -o undisturbed.extxyz")[0] == 0
     )
     assert Path("picks.extxyz").read_bytes() == Path("undisturbed.extxyz").read_bytes()
 
@@ -157,13 +149,13 @@ def test_ctrl_c_and_termination_leave_nothing(run, folder, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(EnergyNTKFeatures, "rows", interrupted)
-    code, out, err = run("select mixed.extxyz -m m.model -f energy-ntk -n 2")
+    code, out, err = run("select mixed.extxyz -m m.model -n 2")
     assert (code, out) == (130, "")
     assert err.splitlines()[-1].startswith("Stopped.")
     assert left_behind(folder) <= before | {"mixed.extxyz", "quarantine.csv"}
 
     monkeypatch.setattr(EnergyNTKFeatures, "rows", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
-    assert run("select mixed.extxyz -m m.model -f energy-ntk -n 2")[0] == 143
+    assert run("select mixed.extxyz -m m.model -n 2")[0] == 143
     assert left_behind(folder) <= before | {"mixed.extxyz", "quarantine.csv"}
 
 
@@ -259,7 +251,7 @@ BAD_INPUT = {
     "no such features": ("select pool.extxyz -m m.model -n 2 -f best", "no features called 'best'"),
     "not these features": (
         "select pool.extxyz -m ase:ase.calculators.lj:LennardJones -n 2",
-        "LennardJones cannot give joint-ntk features",
+        "LennardJones cannot give energy-ntk features",
     ),
     "committee of one": ("select pool.extxyz -m m.model -n 2 -s committee-force", "--model at least twice"),
     "committee of twins": ("select pool.extxyz -m m.model -m m.model -n 2 -s committee-force", "the same model"),
@@ -308,15 +300,15 @@ def test_a_gpu_that_is_not_there(run):
 
 
 def test_a_damaged_cache_says_which_file(run, folder):
-    assert run("score pool.extxyz -m m.model -f energy-ntk")[0] == 0
+    assert run("score pool.extxyz -m m.model")[0] == 0
     (cache,) = (folder / "cache" / "features").glob("*.sqlite")
     cache.write_bytes(b"no database" * 1000)
-    code, _, err = run("score pool.extxyz -m m.model -f energy-ntk")
+    code, _, err = run("score pool.extxyz -m m.model")
     assert code == 2
     assert str(cache) in err
     assert "damaged" in err
     cache.unlink()
-    assert run("score pool.extxyz -m m.model -f energy-ntk")[0] == 0
+    assert run("score pool.extxyz -m m.model")[0] == 0
 
 
 def test_debug_shows_the_traceback_wherever_it_stands(run):
@@ -329,7 +321,7 @@ def test_debug_shows_the_traceback_wherever_it_stands(run):
 
 def test_a_bug_is_one_line_and_code_1(run, monkeypatch):
     monkeypatch.setattr(EnergyNTKFeatures, "rows", lambda *_: 1 / 0)
-    code, _, err = run("score pool.extxyz -m m.model -f energy-ntk")
+    code, _, err = run("score pool.extxyz -m m.model")
     assert code == 1
     assert "ZeroDivisionError" in err.splitlines()[-1]
     assert "--debug" in err.splitlines()[-1]

@@ -19,10 +19,9 @@ from selectron.campaign.measuring import Predictions, finite
 from selectron.campaign.plane import place_others, plane_of
 from selectron.campaign.state import Stage, digest
 from selectron.campaign.stopping import calibrate, structure_errors, variance_low
-from selectron.config.sections import SelectorSection
 from selectron.features import FeatureMap, FeatureOptions, FeatureStore, make_features
 from selectron.potentials import load_potential, settle_threads
-from selectron.screening import SHARE_BY_CHANCE, Screening, screen
+from selectron.screening import Screening, screen
 from selectron.screening.atoms import nominal_rows
 from selectron.structures import Checks, Pool, Source
 
@@ -144,7 +143,7 @@ def _by_selector(campaign: Campaign, inputs: Inputs, request: Request) -> dict[s
             features,
             selector=config.selector.name,
             budget=request.wanted,
-            by_chance=_share_by_chance(config.selector),
+            by_chance=config.selector.by_chance,
             shortlist=config.selector.shortlist and max(config.selector.shortlist, request.wanted),
             rank_by=config.selector.rank_by,
             per_atom=False,
@@ -167,10 +166,6 @@ def _by_selector(campaign: Campaign, inputs: Inputs, request: Request) -> dict[s
         "notes": screening.notes,
         "plane": None if plane is None else campaign.artifacts.put(plane.write, ".npz"),
     }
-
-
-def _share_by_chance(selector: SelectorSection) -> float:
-    return SHARE_BY_CHANCE.get(selector.name, 0.0) if selector.by_chance is None else selector.by_chance
 
 
 def place_picks(campaign: Campaign, *, round: int, plane: str, model: str, picks: Sequence[str]) -> Stage:

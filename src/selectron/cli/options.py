@@ -52,7 +52,7 @@ ProbesOption = Annotated[
 ]
 TrainProbesOption = Annotated[
     str,
-    typer.Option(help="The same for the training set; 'auto': exact up to 6,000 force components, else 16 probes."),
+    typer.Option(help="The same for the training set; 'auto': exact up to 30,000 force components, else 16 probes."),
 ]
 EnergyWeightOption = Annotated[float, typer.Option(help="Weight of energies in the loss that joint-ntk stands for.")]
 ForceWeightOption = Annotated[float, typer.Option(help="Weight of forces in that loss.")]
@@ -85,7 +85,7 @@ QuarantineOption = Annotated[
     ),
 ]
 
-EXACT_COMPONENTS, TRAIN_PROBES = 6_000, 16
+EXACT_COMPONENTS, TRAIN_PROBES = 30_000, 16
 """Force components of a training set up to which it gets exact rows by default, and how many probes it gets beyond."""
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from selectron.screening import Screening
     from selectron.structures import Quarantine
 
-DEFAULT_FEATURES, DEFAULT_SELECTOR, DEFAULT_NOISE = "joint-ntk", "lcmd", 1e-3
+DEFAULT_FEATURES, DEFAULT_SELECTOR, DEFAULT_NOISE = "energy-ntk", "ipv", 1e-3
 
 
 def register(app: typer.Typer) -> None:
@@ -36,12 +36,9 @@ def select(
         Path, typer.Option("--output", "-o", help="The picks, as extended XYZ; gzipped where it ends in .gz.")
     ] = Path("picks.extxyz"),
     by_chance: Annotated[
-        float | None,
-        typer.Option(
-            help="Share of the batch drawn at random first, which the selector counts as labelled.",
-            show_default="0.5 with lcmd, else 0",
-        ),
-    ] = None,
+        float,
+        typer.Option(help="Share of the batch drawn at random first, which the selector counts as labelled."),
+    ] = 0.0,
     shortlist: Annotated[
         int | None,
         typer.Option(help="The selector sees so many of the largest variances.", show_default="all, up to 20,000"),
@@ -83,11 +80,10 @@ def select(
 
     from selectron.features import FeatureOptions
     from selectron.report.table import picks_table
-    from selectron.screening import SHARE_BY_CHANCE, check_selection, draw, pick_rows, screen, write_picks, write_scores
+    from selectron.screening import check_selection, draw, pick_rows, screen, write_picks, write_scores
     from selectron.structures import Quarantine
 
-    share = SHARE_BY_CHANCE.get(selector, 0.0) if by_chance is None else by_chance
-    check_selection(selector, budget, len(model), shortlist, share)
+    check_selection(selector, budget, len(model), shortlist, by_chance)
     setup = o.set_up(
         pool,
         model,
@@ -120,7 +116,7 @@ def select(
                 train=setup.train,
                 selector=selector,
                 budget=budget,
-                by_chance=share,
+                by_chance=by_chance,
                 shortlist=shortlist,
                 rank_by=rank_by,
                 per_atom=per_atom,

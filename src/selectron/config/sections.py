@@ -86,7 +86,7 @@ class FeaturesSection(Section):
     """What the posterior sees of a structure; see ``selectron features``."""
 
     name: Literal["activation", "energy-ntk", "force-ntk", "joint-ntk", "soap", "random", "random-activation"] = (
-        "joint-ntk"
+        "energy-ntk"
     )
     """The feature map."""
 
@@ -118,12 +118,11 @@ class FeaturesSection(Section):
 class SelectorSection(Section):
     """How a batch is chosen; see ``selectron selectors``."""
 
-    name: Literal["ipv", "lcmd", "maxdet", "fps", "kmeans++", "bait", "top-k", "herding", "random"] = "lcmd"
+    name: Literal["ipv", "lcmd", "maxdet", "fps", "kmeans++", "bait", "top-k", "herding", "random"] = "ipv"
     """The selector."""
 
-    by_chance: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
-    """Share of each batch that is drawn at random from all candidates first; the selector counts it as labelled. Without a
-    number half with lcmd, nothing with the others."""
+    by_chance: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    """Share of each batch that is drawn at random from all candidates first; the selector counts it as labelled."""
 
     shortlist: PositiveInt | None = None
     """It sees so many of the largest variances; without it all, up to 20,000."""

@@ -28,10 +28,9 @@ validation:                    # for the trainer and for stopping rules
   group_by: smiles
 
 features:
-  name: joint-ntk              # see 'selectron features'
+  name: energy-ntk             # see 'selectron features'
 selector:
-  name: lcmd                   # see 'selectron selectors'
-  by_chance: 0.5               # half of each batch at random: unusual structures alone teach energies badly
+  name: ipv                    # see 'selectron selectors'
 
 oracle:
   kind: gfn2-xtb               # or dft, mace, ase (any ASE calculator), gfn1-xtb
@@ -81,10 +80,9 @@ test:                          # here: all structures of the embedded pool, of m
   files: [embedded]
 
 features:
-  name: joint-ntk
+  name: energy-ntk
 selector:
-  name: lcmd
-  by_chance: 0.5
+  name: ipv
 
 oracle:
   kind: gfn2-xtb
@@ -113,10 +111,9 @@ validation:
   files: [validation.extxyz]
 
 features:
-  name: joint-ntk
+  name: force-ntk
 selector:
-  name: lcmd
-  by_chance: 0.5
+  name: ipv
 
 oracle:
   kind: dft

@@ -41,10 +41,6 @@ RELATIVE_NOISE = 1e-3
 CRITERIA = ("variance", "per-component", "per-atom", "max-atom")
 """What structures are shortlisted by: the trace, the trace a row or an atom, the largest trace of one atom's rows."""
 
-SHARE_BY_CHANCE = {"lcmd": 0.5}
-"""Share of a batch that command line and campaigns draw by chance unless told otherwise; nothing with other selectors. Why:
-docs/one-shot.md."""
-
 _CHANCE = 3  # what tells the draws of the share by chance from other random numbers of the same seed
 
 COMPONENTS_OF_PICKS = 6_000
