@@ -24,7 +24,8 @@ RATIOS = (0.1, 1.0, 10.0)
 
 
 class Method(NamedTuple):
-    """``ratio`` is w_E / w_F of the joint kernel and means nothing elsewhere; ``per_atom`` rows are divided by N.
+    """``ratio`` is w_E / w_F of the joint kernel and means nothing elsewhere; ``per_atom`` rows are divided by N, ``unit`` rows
+    scaled to length 1 a structure.
 
     ``by_chance`` is the share of the batch that is drawn at random first; the selector takes it as known.
     """
@@ -34,6 +35,7 @@ class Method(NamedTuple):
     per_atom: bool = False
     ratio: float = 0.1
     by_chance: float = 0.0
+    unit: bool = False
 
     @property
     def label(self) -> str:
@@ -42,7 +44,7 @@ class Method(NamedTuple):
             return "random"
         ratio = f" {self.ratio:g}:1" if self.features == "joint-ntk" else ""
         chance = f", {self.by_chance:.0%} by chance" if self.by_chance else ""
-        return f"{self.features}{ratio} {self.selector}{' per atom' if self.per_atom else ''}{chance}"
+        return f"{self.features}{ratio} {self.selector}{' per atom' if self.per_atom else ''}{' unit' if self.unit else ''}{chance}"
 
 
 def methods() -> list[Method]:
@@ -58,6 +60,7 @@ def methods() -> list[Method]:
     first += [Method("joint-ntk", "lcmd", by_chance=c) for c in (0.25, 0.75)]
     first += [Method("activation", "lcmd", by_chance=0.5)]
     first += [Method("joint-ntk", "lcmd", ratio=r, by_chance=0.5) for r in RATIOS]
+    first += [Method(f, s, unit=True) for f in ("energy-ntk", "joint-ntk") for s in ("ipv", "lcmd")]
     rest = [Method("joint-ntk", "ipv", ratio=r) for r in RATIOS]
     rest += [Method(f, s) for s in SELECTORS for f in ntk]
     rest += [Method(f, s, per_atom=True) for s in ("ipv", "lcmd") for f in ntk]
@@ -65,7 +68,7 @@ def methods() -> list[Method]:
     return list(dict.fromkeys(first + rest))
 
 
-FIRST_TIER = 24
+FIRST_TIER = 28
 
 
 class Kept:
@@ -84,7 +87,7 @@ class Kept:
         pair = []
         for rows, structures in zip(self._rows[key], (self.known, self.candidates), strict=True):
             atoms = torch.tensor([len(one.atoms) for one in structures])
-            pair.append(normalised(rows, atoms, "per-atom" if method.per_atom else "none"))
+            pair.append(normalised(rows, atoms, "per-atom" if method.per_atom else "unit" if method.unit else "none"))
         return pair[0], pair[1]
 
     def _compute(self, method: Method) -> tuple[Rows, Rows]:
