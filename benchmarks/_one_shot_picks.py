@@ -44,7 +44,8 @@ class Method(NamedTuple):
             return "random"
         ratio = f" {self.ratio:g}:1" if self.features == "joint-ntk" else ""
         chance = f", {self.by_chance:.0%} by chance" if self.by_chance else ""
-        return f"{self.features}{ratio} {self.selector}{' per atom' if self.per_atom else ''}{' unit' if self.unit else ''}{chance}"
+        rows = " per atom" if self.per_atom else " unit" if self.unit else ""
+        return f"{self.features}{ratio} {self.selector}{rows}{chance}"
 
 
 def methods() -> list[Method]:
