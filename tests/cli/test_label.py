@@ -137,7 +137,12 @@ def test_interrupted_and_terminated_runs_leave_no_engine(tmp_path):
     for number, code in [(signal.SIGINT, 130), (signal.SIGTERM, 143)]:
         note.unlink(missing_ok=True)
         process = subprocess.Popen(
-            command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(STRANGE)}, stderr=subprocess.PIPE
+            command,
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(STRANGE)},
+            stderr=subprocess.PIPE,
+            # a shell's background jobs, such as a test run under nohup, have it ignored
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         while process.poll() is None and (not note.exists() or not note.read_text().endswith("\n")):
             time.sleep(0.02)
