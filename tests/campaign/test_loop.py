@@ -9,6 +9,7 @@ from selectron.campaign.export import export_campaign
 from selectron.campaign.history import read_campaign
 from selectron.campaign.run import run_campaign
 from selectron.errors import SelectronError
+from selectron.report.campaign_page import write_campaign_report
 from selectron.structures import structure_hash
 from selectron.training.fine_tune import TrainingFailed
 
@@ -148,6 +149,18 @@ def test_low_variances_end_it_before_a_label_is_bought(play):
     assert 0 < expected["expected"] < 1e6
     other = play("other", stop={"variance": {"below": 0.9 * expected["expected"]}}, baseline=None)
     assert other.selected.labels > 0
+
+
+def test_a_share_of_each_round_is_by_chance_and_the_report_says_so(play, tmp_path):
+    record = play(selector={"name": "fps", "by_chance": 0.34}, baseline=None)
+    for one in record.selected.rounds:
+        assert [pick.score is None for pick in one.picks] == [True, False, False]
+        assert all(pick.variance is not None for pick in one.picks)
+        assert any("drawn by chance" in note for note in one.notes)
+    other = play("other", selector={"name": "fps", "by_chance": 0.34}, seed=4, baseline=None)
+    assert other.selected.rounds[0].picks[0].structure_hash != record.selected.rounds[0].picks[0].structure_hash
+    write_campaign_report(record, tmp_path / "report.html")
+    assert (tmp_path / "report.html").read_text(encoding="utf-8").count(">by chance<") == 2
 
 
 def test_a_failed_training_keeps_the_model_before(tmp_path, tiny_model, monkeypatch):
