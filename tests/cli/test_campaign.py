@@ -132,7 +132,9 @@ def test_no_campaign_there(run, command):
 @pytest.mark.slow
 def test_a_campaign_with_the_embedded_data_and_gfn2_xtb(run):
     """Killed in its first training and resumed; then told, exported and extended."""
-    text = GOOD.replace("  epochs: 1\n", "  epochs: 2\n  threads: 1\n")
+    text = GOOD.replace(
+        "  epochs: 1\n", "  epochs: 2\n  threads: 1\n  learning_rate: 0.0002\n"
+    )  # few steps, small ones
     Path("c.yaml").write_text(
         text + "train: {files: [embedded-train]}\nbaseline: random\nfeatures: {name: activation}\n"
     )
@@ -191,7 +193,7 @@ model: {file: embedded}
 test: {files: [embedded-train]}
 features: {name: activation, dim: 32}
 oracle: {kind: gfn2-xtb}
-trainer: {epochs: 1, threads: 1}
+trainer: {epochs: 1, threads: 1, learning_rate: 0.0002}
 budget: {labels: 4, per_round: 2}
 baseline: random
 """
