@@ -54,25 +54,13 @@ def load_case(name: str, shared: Path, sizes: Sizes) -> Case:
     """``same``: embedded model and RDB7 geometries, GFN2-xTB throughout; ``pool``: the same with the embedded pool;
     ``level``: a SPICE model and T1x-like labels.
     """
-    if name == "same":
-        frames = _rdb7(shared, sizes)
-        candidates, valid, test = _parts(frames, sizes)
+    if name in ("same", "pool"):
+        if name == "same":
+            parts = [_with_gfn2(part) for part in _parts(_rdb7(shared, sizes), sizes)]
+        else:
+            parts = [labelled(part) for part in _parts(_embedded_pool(), sizes)]
         known = labelled(read(embedded.train_path(), ":"))
-        return Case(
-            name,
-            embedded.model_path(),
-            known,
-            False,
-            *(_with_gfn2(part) for part in (candidates, valid, test)),
-            replay=known,
-        )
-    if name == "pool":
-        frames = read(embedded.pool_path(), ":")
-        for atoms in frames:
-            atoms.info.update(group=atoms.info["smiles"], tag=atoms.info["kind"])
-        candidates, valid, test = (labelled(part) for part in _parts(frames, sizes))
-        known = labelled(read(embedded.train_path(), ":"))
-        return Case(name, embedded.model_path(), known, False, candidates, valid, test, replay=known)
+        return Case(name, embedded.model_path(), known, False, *parts, replay=known)
     candidates, valid, test = _parts(reactive_molecules(shared), sizes)
     minima = [atoms for atoms in candidates if atoms.info["tag"] in {"R", "P"}]
     chosen = np.random.default_rng(0).permutation(len(minima))[: min(30, len(minima) // 4)]
@@ -94,6 +82,14 @@ def _ani1x(shared: Path) -> list[Labelled]:
     """Off-equilibrium organic molecules, without their labels."""
     frames = read(shared / "data" / "ani1x_1000.xyz", ":")
     return [Labelled(Atoms(a.numbers, a.positions), 0.0, np.zeros((len(a), 3))) for a in frames]
+
+
+def _embedded_pool() -> list[Atoms]:
+    """The embedded pool with its labels; structures of one molecule are a group."""
+    frames: list[Atoms] = read(embedded.pool_path(), ":")
+    for atoms in frames:
+        atoms.info.update(group=atoms.info["smiles"], tag=atoms.info["kind"])
+    return frames
 
 
 def _rdb7(shared: Path, sizes: Sizes) -> list[Atoms]:

@@ -24,18 +24,16 @@ RATIOS = (0.1, 1.0, 10.0)
 
 
 class Method(NamedTuple):
-    """``ratio`` is w_E / w_F of the joint kernel and means nothing elsewhere; ``per_atom`` rows are divided by N, ``unit`` rows
-    scaled to length 1 a structure.
+    """``ratio`` is w_E / w_F of the joint kernel and means nothing elsewhere; ``normalise`` is that of ``FeatureOptions``.
 
     ``by_chance`` is the share of the batch that is drawn at random first; the selector takes it as known.
     """
 
     features: str
     selector: str
-    per_atom: bool = False
+    normalise: str = "none"
     ratio: float = 0.1
     by_chance: float = 0.0
-    unit: bool = False
 
     @property
     def label(self) -> str:
@@ -44,7 +42,7 @@ class Method(NamedTuple):
             return "random"
         ratio = f" {self.ratio:g}:1" if self.features == "joint-ntk" else ""
         chance = f", {self.by_chance:.0%} by chance" if self.by_chance else ""
-        rows = " per atom" if self.per_atom else " unit" if self.unit else ""
+        rows = {"none": "", "per-atom": " per atom", "unit": " unit"}[self.normalise]
         return f"{self.features}{ratio} {self.selector}{rows}{chance}"
 
 
@@ -55,16 +53,19 @@ def methods() -> list[Method]:
     first += [Method(f, s) for s in ("ipv", "lcmd") for f in ntk]
     first += [Method("joint-ntk", "lcmd", by_chance=0.5), Method("energy-ntk", "ipv", by_chance=0.5)]
     first += [Method("energy-ntk", "herding"), Method("activation", "lcmd"), Method("activation", "herding")]
-    first += [Method("energy-ntk", "ipv", per_atom=True), Method("joint-ntk", "lcmd", per_atom=True)]
+    first += [Method("energy-ntk", "ipv", normalise="per-atom"), Method("joint-ntk", "lcmd", normalise="per-atom")]
     first += [Method("joint-ntk", "ipv", ratio=10.0), Method("joint-ntk", "maxdet"), Method("energy-ntk", "fps")]
-    first += [Method("energy-ntk", "ipv", per_atom=True, by_chance=0.5), Method("energy-ntk", "lcmd", by_chance=0.5)]
+    first += [
+        Method("energy-ntk", "ipv", normalise="per-atom", by_chance=0.5),
+        Method("energy-ntk", "lcmd", by_chance=0.5),
+    ]
     first += [Method("joint-ntk", "lcmd", by_chance=c) for c in (0.25, 0.75)]
     first += [Method("activation", "lcmd", by_chance=0.5)]
     first += [Method("joint-ntk", "lcmd", ratio=r, by_chance=0.5) for r in RATIOS]
-    first += [Method(f, s, unit=True) for f in ("energy-ntk", "joint-ntk") for s in ("ipv", "lcmd")]
+    first += [Method(f, s, normalise="unit") for f in ("energy-ntk", "joint-ntk") for s in ("ipv", "lcmd")]
     rest = [Method("joint-ntk", "ipv", ratio=r) for r in RATIOS]
     rest += [Method(f, s) for s in SELECTORS for f in ntk]
-    rest += [Method(f, s, per_atom=True) for s in ("ipv", "lcmd") for f in ntk]
+    rest += [Method(f, s, normalise="per-atom") for s in ("ipv", "lcmd") for f in ntk]
     rest += [Method(f, s) for f in FEATURES[3:] for s in SELECTORS]
     return list(dict.fromkeys(first + rest))
 
@@ -88,7 +89,7 @@ class Kept:
         pair = []
         for rows, structures in zip(self._rows[key], (self.known, self.candidates), strict=True):
             atoms = torch.tensor([len(one.atoms) for one in structures])
-            pair.append(normalised(rows, atoms, "per-atom" if method.per_atom else "unit" if method.unit else "none"))
+            pair.append(normalised(rows, atoms, method.normalise))
         return pair[0], pair[1]
 
     def _compute(self, method: Method) -> tuple[Rows, Rows]:

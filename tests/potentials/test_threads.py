@@ -35,6 +35,7 @@ def test_the_environment_has_the_last_word(tiny_model, monkeypatch):
     assert torch.get_num_threads() == 2
 
 
-def test_what_is_no_module_is_small():
-    settle_threads([MuellerBrown()])
-    assert torch.get_num_threads() == 1
+@pytest.mark.parametrize("potentials", [[], [MuellerBrown()]], ids=["none", "no module"])
+def test_what_cannot_be_counted_keeps_all_threads(potentials):
+    settle_threads(potentials)
+    assert torch.get_num_threads() == 2

@@ -14,6 +14,7 @@ from ase import Atoms
 from selectron.campaign.artifacts import Artifacts
 from selectron.campaign.state import Activity, CampaignState
 from selectron.config.campaign import CampaignConfig
+from selectron.potentials import Potential, load_potential, settle_threads
 from selectron.structures import Pool, write_extxyz
 
 SELECTED, RANDOM = "selected", "random"
@@ -131,6 +132,19 @@ class Campaign:
     def label_store(self) -> Path:
         """The SQLite file of labels: the campaign's own, unless another is named."""
         return Path(self.config.label_store) if self.config.label_store else self.state.path
+
+    def head(self, model: str) -> str | None:
+        """The head to take of the artifact ``model``: the pretrained model's, as a fine-tuned one has a single head."""
+        return self.config.model.head if model == self.state.fact("start_model") else None
+
+    def potential(self, model: str, *, dtype: str | None = None) -> Potential:
+        """The artifact ``model`` on the campaign's device, in ``dtype`` or the campaign's own."""
+        section = self.config.model
+        potential = load_potential(
+            self.artifacts.path(model), device=section.device, dtype=dtype or section.dtype, head=self.head(model)
+        )
+        settle_threads([potential])
+        return potential
 
     def pool(self, patterns: Sequence[str]) -> Pool:
         """The pool of ``patterns``, opened once."""

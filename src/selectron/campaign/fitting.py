@@ -15,7 +15,6 @@ from selectron.campaign.context import Campaign
 from selectron.campaign.inputs import Inputs
 from selectron.campaign.measuring import Predictions, finite, predict, summary
 from selectron.campaign.state import Stage
-from selectron.potentials import load_potential, settle_threads
 from selectron.training.evaluate import Errors
 from selectron.training.fine_tune import FineTuned, TrainingFailed
 from selectron.training.labels import labelled
@@ -30,7 +29,7 @@ def train(campaign: Campaign, inputs: Inputs, *, arm: str, round: int, start: st
     """
     config = campaign.config
     initial = [inputs.train] if inputs.train is not None and config.train is not None and config.train.fit else []
-    head = config.model.head if start == inputs.model else None
+    head = campaign.head(start)
     options = config.trainer.model_copy(
         update={"seed": config.trainer.seed + config.seed, "head": config.trainer.head or head}
     )
@@ -118,17 +117,13 @@ def _references(shift: ReferenceShift | None) -> dict[str, Any] | None:
 def measure(campaign: Campaign, inputs: Inputs, *, arm: str, round: int, model: str) -> Stage:
     """Errors of ``model`` on the test set and, where there is one, the validation set, with the predictions as artifacts."""
     sets = {"test": inputs.test, "validation": inputs.validation}
-    head = campaign.config.model.head if model == inputs.model else None
-    asked = {"model": model, "head": head, "device": campaign.config.model.device, **sets}
+    asked = {"model": model, "head": campaign.head(model), "device": campaign.config.model.device, **sets}
     campaign.reporter.stage("measure", arm, round)
     return campaign.state.stage("measure", asked, lambda: _measure(campaign, asked, sets), arm=arm, round=round)
 
 
 def _measure(campaign: Campaign, asked: dict[str, Any], sets: dict[str, str | None]) -> dict[str, Any]:
-    potential = load_potential(
-        campaign.artifacts.path(asked["model"]), device=asked["device"], dtype="float64", head=asked["head"]
-    )
-    settle_threads([potential])
+    potential = campaign.potential(asked["model"], dtype="float64")
     output: dict[str, Any] = {}
     for name, artifact in sets.items():
         if artifact is None:

@@ -20,7 +20,6 @@ from selectron.campaign.plane import place_others, plane_of
 from selectron.campaign.state import Stage, digest
 from selectron.campaign.stopping import calibrate, structure_errors, variance_low
 from selectron.features import FeatureMap, FeatureOptions, FeatureStore, make_features
-from selectron.potentials import load_potential, settle_threads
 from selectron.screening import Screening, screen
 from selectron.screening.atoms import nominal_rows
 from selectron.structures import Checks, Pool, Source
@@ -242,13 +241,7 @@ def _mean_variance(screening: Screening, places: np.ndarray, *, per_atom: bool) 
 def _feature_maps(campaign: Campaign, model: str) -> tuple[FeatureMap, FeatureMap]:
     """The map of the pool and that of the training set, on the model of the round."""
     config = campaign.config
-    potential = load_potential(
-        campaign.artifacts.path(model),
-        device=config.model.device,
-        dtype=config.model.dtype,
-        head=_head(campaign, model),
-    )
-    settle_threads([potential])
+    potential = campaign.potential(model)
     chosen = config.features
     options = FeatureOptions(
         dim=chosen.dim,
@@ -263,12 +256,6 @@ def _feature_maps(campaign: Campaign, model: str) -> tuple[FeatureMap, FeatureMa
     if not hasattr(features, "probes"):
         return features, features
     return features, make_features(chosen.name, potential, options._replace(probes=chosen.train_probes))
-
-
-def _head(campaign: Campaign, model: str) -> str | None:
-    """The head of the pretrained model; a fine-tuned one has a single head."""
-    start = campaign.state.fact("start_model")
-    return campaign.config.model.head if model == start else None
 
 
 def _scratch_for(campaign: Campaign, request: Request) -> Path:

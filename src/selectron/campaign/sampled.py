@@ -15,7 +15,7 @@ from selectron.campaign.inputs import Inputs
 from selectron.campaign.state import Stage, digest
 from selectron.config.sampling import SamplingSection
 from selectron.errors import SelectronError
-from selectron.potentials import Potential, load_potential, settle_threads
+from selectron.potentials import Potential
 from selectron.sampling.checkpoint import Checkpoint, read_checkpoint
 from selectron.sampling.frames import Progress
 from selectron.sampling.output import RunFiles
@@ -66,13 +66,7 @@ def _sample(
     campaign: Campaign, inputs: Inputs, section: SamplingSection, asked: dict[str, Any], where: tuple[str, int]
 ) -> dict[str, Any]:
     model, round = asked["model"], where[1]
-    potential = load_potential(
-        campaign.artifacts.path(model),
-        device=asked["device"],
-        dtype=asked["dtype"],
-        head=campaign.config.model.head if model == inputs.model else None,
-    )
-    settle_threads([potential])
+    potential = campaign.potential(model)
     folder = campaign.scratch / "sampling" / digest({"asked": asked, "where": where})[:16]
     for other in folder.parent.iterdir() if folder.parent.is_dir() else ():
         if other != folder:

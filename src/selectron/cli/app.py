@@ -11,10 +11,9 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import Annotated
 
-# Threads that wait spin for a moment and then sleep. Spinning on is many times slower as soon as another program wants the
-# cores, sleeping at once (OMP_WAIT_POLICY=PASSIVE) twice to four times as slow on an idle machine: docs/install.md has numbers.
-if "OMP_WAIT_POLICY" not in os.environ:
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+from selectron.waiting import wait_briefly
+
+wait_briefly(os.environ)  # before anything imports PyTorch
 
 # mace-torch prints advice about accelerators that a screening does not need; what matters is raised as an error
 warnings.filterwarnings("ignore", module=r"(mace|e3nn|torch)\b.*")

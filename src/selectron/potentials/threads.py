@@ -16,18 +16,16 @@ SMALL = 300_000
 def settle_threads(potentials: Iterable[Potential]) -> None:
     """One thread for this process where all ``potentials`` are small and on the CPU, unless OMP_NUM_THREADS says how many.
 
-    A potential that is no PyTorch module counts as small.
+    Without potentials, and with one whose parameters cannot be counted, all stays as it is.
     """
-    if "OMP_NUM_THREADS" in os.environ:
-        return
     modules = [getattr(potential, "model", None) for potential in potentials]
-    if all(module is None or is_small(module) for module in modules):
+    if modules and "OMP_NUM_THREADS" not in os.environ and all(map(is_small, modules)):
         torch.set_num_threads(1)
 
 
-def is_small(module: torch.nn.Module) -> bool:
-    """Whether ``module`` has few parameters and they are on the CPU."""
+def is_small(module: torch.nn.Module | None) -> bool:
+    """Whether ``module`` is one of PyTorch with few parameters, on the CPU."""
     if not isinstance(module, torch.nn.Module):
-        return True
+        return False
     parameters = list(module.parameters())
     return sum(p.numel() for p in parameters) < SMALL and all(p.device.type == "cpu" for p in parameters)

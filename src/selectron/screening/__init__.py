@@ -3,7 +3,8 @@
 from selectron.screening.catalogue import Catalogue, catalogue
 from selectron.screening.outputs import draw, pick_rows, write_picks, write_scored, write_scores
 from selectron.screening.progress import Progress, Silent
-from selectron.screening.screen import Pick, Screening, check_selection, default_checks, screen
+from selectron.screening.result import Pick, Screening
+from selectron.screening.screen import check_selection, default_checks, screen
 
 __all__ = [
     "Catalogue",

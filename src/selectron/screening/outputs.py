@@ -17,7 +17,7 @@ from selectron.report.table import PickRow
 from selectron.rows import Rows
 from selectron.screening.atoms import atom_variances, resolves_atoms
 from selectron.screening.catalogue import Catalogue
-from selectron.screening.screen import Pick, Screening
+from selectron.screening.result import Pick, Screening
 from selectron.screening.vectors import structure_vectors
 from selectron.structures import atomic_output, write_extxyz
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,89 +16,23 @@ from selectron.acquisition import (
     SELECTORS,
     Posterior,
     Scale,
-    Selection,
     Shortlist,
     committee_disagreement,
-    select_batch,
 )
 from selectron.errors import SelectronError
 from selectron.features import FeatureMap, FeatureStore, default_cache
 from selectron.potentials import Committee
-from selectron.rows import Rows, concatenate
 from selectron.screening.atoms import atom_variances, nominal_rows, resolves_atoms
 from selectron.screening.catalogue import Catalogue, catalogue
+from selectron.screening.picking import Picker, resolve_picks
 from selectron.screening.progress import Progress, Silent
-from selectron.screening.vectors import structure_vectors
-from selectron.structures import Checks, Pool, Quarantine, Source
+from selectron.screening.result import CRITERIA, Screening
+from selectron.structures import Checks, Pool, Quarantine
 
 ALL_CANDIDATES_UP_TO = 20_000
 """Pools up to this size are not shortlisted unless that is asked for."""
 
 RELATIVE_NOISE = 1e-3
-
-CRITERIA = ("variance", "per-component", "per-atom", "max-atom")
-"""What structures are shortlisted by: the trace, the trace a row or an atom, the largest trace of one atom's rows."""
-
-_CHANCE = 3  # what tells the draws of the share by chance from other random numbers of the same seed
-
-COMPONENTS_OF_PICKS = 6_000
-"""Force components up to which the picks of a probed run get exact rows, for variances of their atoms."""
-
-
-class Pick(NamedTuple):
-    """One structure worth a label, rank 1 first.
-
-    ``score`` is the selector's own criterion when it was picked (NaN where ``by_chance``), ``variance`` the posterior
-    variance given the training set alone, ``nearest_training`` the source of the training structure nearest in feature space,
-    ``atom_variance`` (N,), where known, each atom's part of the variance.
-    """
-
-    rank: int
-    atoms: Atoms
-    source: Source
-    place: int
-    score: float
-    variance: float
-    nearest_training: Source | None
-    nearest_distance: float | None
-    atom_variance: np.ndarray | None = None
-    by_chance: bool = False
-
-
-@dataclass
-class Screening:
-    """What came out of a screening.
-
-    | field     | meaning                                                                               |
-    |-----------|---------------------------------------------------------------------------------------|
-    | catalogue | the usable structures of the pool                                                     |
-    | training  | those of the training set, or None                                                    |
-    | variance  | (n,) posterior variance s²(x) of each, feature units squared (mean of the scale: 1)    |
-    | max_atom  | (n,) largest variance of an atom's three force components; NaN without exact rows     |
-    | known     | (n,) bool, the structure is in the training set too                                   |
-    | picks     | the batch, best first; may be shorter than the budget (see ``notes``)                 |
-    | notes     | sentences that a user should read                                                     |
-    """
-
-    catalogue: Catalogue
-    training: Catalogue | None
-    scale: Scale
-    variance: np.ndarray
-    known: np.ndarray
-    picks: list[Pick]
-    notes: list[str]
-    features: FeatureMap
-    posterior: Posterior
-    max_atom: np.ndarray
-    selector: str | None = None
-
-    def criterion(self, name: str) -> np.ndarray:
-        """(n,): the variance summed over rows, divided by rows or atoms, or that of the worst atom; see :data:`CRITERIA`."""
-        if name == "per-component":
-            return self.variance / nominal_rows(self.features, self.catalogue.atoms)
-        if name == "per-atom":
-            return self.variance / np.maximum(self.catalogue.atoms, 1)
-        return self.max_atom if name == "max-atom" else self.variance
 
 
 def screen(
@@ -203,7 +135,7 @@ def screen(
             seed=seed,
             progress=progress,
         )
-        _resolve_picks(result, train_features or features, per_atom)
+        resolve_picks(result, train_features or features, per_atom)
         return result
 
 
@@ -275,9 +207,10 @@ def _score_and_pick(
     criterion = result.criterion(rank_by) if disagreement is None else disagreement
     open_places = np.flatnonzero(candidates.first & ~known)
     n_open, size = len(open_places), shortlist or max(ALL_CANDIDATES_UP_TO, budget)
+    picker = Picker(result, seed)
     drawn = round(by_chance * budget) if selector != "random" else 0
     if drawn and n_open:
-        _draw(result, open_places, drawn, seed)
+        picker.draw(open_places, drawn)
         notes.append(f"{len(result.picks):,} of the picks were drawn by chance, the first ones (--by-chance).")
         open_places = np.setdiff1d(open_places, [one.place for one in result.picks])
     if selector == "random" and shortlist is None:
@@ -301,7 +234,10 @@ def _score_and_pick(
             f"{selector} chose from the {len(places):,} structures of largest {_ranking(rank_by, disagreement)} (--shortlist)."
         )
     if len(places) and len(result.picks) < budget:
-        _pick(result, places, budget, criterion, seed, progress)
+        progress.start(f"selecting with {selector}", 1)
+        picker.select(places, budget - len(result.picks), criterion)
+        progress.advance(1)
+        progress.finish()
     if not n_open:
         notes.append("Nothing is left to pick: every structure of the pool stands in the training set.")
     elif len(result.picks) < budget:
@@ -319,105 +255,6 @@ def _ranking(rank_by: str, disagreement: np.ndarray | None) -> str:
     if disagreement is not None:
         return "disagreement"
     return rank_by if rank_by == "variance" else f"{rank_by} variance"
-
-
-def _draw(result: Screening, places: np.ndarray, budget: int, seed: int) -> None:
-    """Picks ``budget`` of ``places`` at random, whatever their variance."""
-    generator = np.random.default_rng([seed, _CHANCE])
-    if len(places) > ALL_CANDIDATES_UP_TO:
-        places = np.sort(generator.choice(places, max(ALL_CANDIDATES_UP_TO, budget), replace=False))
-    rows = result.scale.apply(result.catalogue.rows(places))
-    selection = select_batch(
-        "random", rows, train=_training_rows(result), budget=budget, seed=int(generator.integers(2**31))
-    )
-    _keep(result, places, rows, selection, by_chance=True)
-
-
-def _pick(
-    result: Screening,
-    places: np.ndarray,
-    budget: int,
-    criterion: np.ndarray,
-    seed: int,
-    progress: Progress,
-) -> None:
-    """Picks what the budget still allows with the selector; picks so far count as labelled."""
-    candidates, scale = result.catalogue, result.scale
-    assert result.selector is not None
-    known = _training_rows(result)
-    if result.picks:
-        drawn = scale.apply(candidates.rows(np.array([one.place for one in result.picks])))
-        known = drawn if known is None else concatenate([known, drawn])
-    progress.start(f"selecting with {result.selector}", 1)
-    rows = scale.apply(candidates.rows(places))
-    selection = select_batch(
-        result.selector,
-        rows,
-        train=known,
-        budget=budget - len(result.picks),
-        prior_precision=scale.prior_precision,
-        noise_variance=scale.noise_variance,
-        pool_second_moment=candidates.moment.matrix * scale.factor**2,
-        variances=torch.from_numpy(criterion[places]),
-        seed=seed,
-    )
-    _keep(result, places, rows, selection)
-    progress.advance(1)
-    progress.finish()
-
-
-def _training_rows(result: Screening) -> Rows | None:
-    return None if result.training is None else result.scale.apply(result.training.rows(slice(None)))
-
-
-def _keep(result: Screening, places: np.ndarray, rows: Rows, selection: Selection, *, by_chance: bool = False) -> None:
-    """Adds a selection among ``places``, whose scaled rows are ``rows``, to the picks."""
-    candidates, training = result.catalogue, result.training
-    chosen = selection.indices.cpu()
-    near, distance = _nearest(rows.take(chosen), _training_rows(result), result.features)
-    for at, (row, score) in enumerate(zip(chosen.tolist(), selection.scores.tolist(), strict=True)):
-        place = int(places[row])
-        index = int(candidates.indices[place])
-        nearest = None
-        if training is not None and near is not None:
-            nearest = training.pool.source(int(training.indices[int(near[at])]))
-        result.picks.append(
-            Pick(
-                rank=len(result.picks) + 1,
-                atoms=candidates.pool[index],
-                source=candidates.pool.source(index),
-                place=place,
-                score=math.nan if by_chance else float(score),
-                variance=float(result.variance[place]),
-                nearest_training=nearest,
-                nearest_distance=None if distance is None else float(distance[at]),
-                by_chance=by_chance,
-            )
-        )
-
-
-def _nearest(picks: Rows, train: Rows | None, features: FeatureMap) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """Index of and distance to the training structure nearest to each pick in feature space."""
-    if train is None or not picks.n_structures:
-        return None, None
-    distance = torch.cdist(structure_vectors(picks, features), structure_vectors(train, features))
-    return distance.argmin(dim=1), distance.amin(dim=1)
-
-
-def _resolve_picks(result: Screening, exact: FeatureMap, per_atom: bool | None) -> None:
-    """Gives each pick the variances of its atoms, where ``exact`` has rows of their own for them."""
-    if not resolves_atoms(exact) or per_atom is False or not result.picks:
-        return
-    if per_atom is None and sum(3 * len(pick.atoms) for pick in result.picks) > COMPONENTS_OF_PICKS:
-        result.notes.append(
-            "Variances of the picks' atoms were left out, as they would take long; ask with --per-atom."
-        )
-        return
-    for place, pick in enumerate(result.picks):
-        rows = exact.rows([pick.atoms])
-        rows = Rows(rows.values.to("cpu", torch.float32), rows.counts.cpu())
-        (variances,) = atom_variances(result.posterior, result.scale, rows, exact)
-        result.picks[place] = pick._replace(atom_variance=variances)
 
 
 def _scale(reference: Catalogue, features: FeatureMap, noise: float) -> Scale:

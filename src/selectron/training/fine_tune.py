@@ -40,7 +40,6 @@ from selectron.training.references import ReferenceShift, compositions, referenc
 __all__ = ["OUTPUT", "FineTuned", "TrainingFailed", "fine_tune"]
 
 OUTPUT = "fine_tuned.model"
-"""Parameters below which one CPU thread trains as fast as many."""
 
 
 def fine_tune(

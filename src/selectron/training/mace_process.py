@@ -19,6 +19,7 @@ from selectron.potentials.mace import MacePotential
 from selectron.training.options import TrainOptions
 from selectron.training.outcome import TrainingFailed
 from selectron.training.progress import Epoch, EpochReader
+from selectron.waiting import wait_briefly
 
 RUNNER = Path(__file__).with_name("mace_runner.py")
 POLL_S = 0.2
@@ -96,8 +97,7 @@ def loss_arguments(options: TrainOptions) -> list[str]:
 def run_trainer(options: TrainOptions, run: Path, on_progress: Callable[[Epoch], None] | None) -> list[Epoch]:
     """Starts the trainer, passes on its epochs, and returns them when it has ended well."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads), "MKL_NUM_THREADS": str(options.threads)}
-    if "OMP_WAIT_POLICY" not in environment:
-        environment.setdefault("GOMP_SPINCOUNT", "10000")
+    wait_briefly(environment)
     environment.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it products on a GPU differ from run to run
     if options.interpreter != sys.executable:  # what they say is about this interpreter, not about that one
         environment = {key: value for key, value in environment.items() if key not in ("PYTHONPATH", "PYTHONHOME")}
