@@ -1,4 +1,4 @@
-"""The two cases of one_shot.py: pool, validation and test structures with labels, and the model that is to learn."""
+"""The cases of one_shot.py: pool, validation and test structures with labels, and the model that is to learn."""
 
 from __future__ import annotations
 
@@ -48,11 +48,13 @@ class Sizes(NamedTuple):
 FULL = Sizes(candidates=1200, pool=1000, valid=30, test=250, picks=100)
 POOL = Sizes(candidates=270, pool=240, valid=30, test=100, picks=60)
 QUICK = Sizes(candidates=60, pool=50, valid=6, test=20, picks=10)
+LEVEL_MODELS = {"level": "mace_spice_2022_converted_f32.model", "off": "MACE-OFF23_small.model"}
+"""Models of the cases where labels are of another level of theory."""
 
 
 def load_case(name: str, shared: Path, sizes: Sizes) -> Case:
     """``same``: embedded model and RDB7 geometries, GFN2-xTB throughout; ``pool``: the same with the embedded pool;
-    ``level``: a SPICE model and T1x-like labels.
+    ``level``: a small SPICE model and T1x-like labels; ``off``: the same with MACE-OFF23-small.
     """
     if name in ("same", "pool"):
         if name == "same":
@@ -67,7 +69,7 @@ def load_case(name: str, shared: Path, sizes: Sizes) -> Case:
     known_places = {id(minima[i]) for i in chosen}
     return Case(
         name,
-        shared / "models" / "mace_spice_2022_converted_f32.model",
+        shared / "models" / LEVEL_MODELS[name],
         labelled([minima[i] for i in chosen]),
         True,
         labelled([atoms for atoms in candidates if id(atoms) not in known_places]),

@@ -1,12 +1,12 @@
 """Which features and which selector choose the best batch of labels at one go?
 
-    python benchmarks/one_shot.py --case same|pool|level [--quick] [--first-tier] [--methods SUBSTRING ...]
+    python benchmarks/one_shot.py --case same|pool|level|off [--quick] [--first-tier] [--methods SUBSTRING ...]
 
 A pool is drawn with each seed, every method picks 100 structures of it at once, a pretrained MACE is fine-tuned on
 them, and its errors on other reactions are compared with those after as many random picks from the same pool, trained with the
 same seed. Case "same": the embedded model, RDB7 reactants, transition states and products, GFN2-xTB labels, so that model and
 labels share a level of theory. Case "pool": the same model and 60 of 240 structures of the embedded pool. Case "level": a small
-MACE of SPICE, T1x-like labels, and 30 minima that are always trained on.
+MACE of SPICE, T1x-like labels, and 30 minima that are always trained on. Case "off": the same with MACE-OFF23-small.
 
 Training is in this process (``_one_shot_training.py``); ``--check`` trains one random batch with ``fine_tune``
 too and keeps both results. Every finished training is written at once: the same command goes on where a killed one ended.
@@ -29,7 +29,7 @@ import numpy as np
 import torch
 
 from _common import add_common_arguments, machine_facts
-from _one_shot_cases import FULL, POOL, QUICK, Case, load_case
+from _one_shot_cases import FULL, LEVEL_MODELS, POOL, QUICK, Case, load_case
 from _one_shot_figure import draw, summary_lines
 from _one_shot_picks import FIRST_TIER, Kept, Method, methods, pick
 from _one_shot_training import Recipe, train
@@ -193,7 +193,7 @@ def main() -> None:
     """Runs what is missing, and draws."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_common_arguments(parser)
-    parser.add_argument("--case", choices=["same", "pool", "level"], default="same")
+    parser.add_argument("--case", choices=["same", "pool", *LEVEL_MODELS], default="same")
     parser.add_argument("--methods", nargs="+", help="only these; 'ipv*' is all that have ipv in their name")
     parser.add_argument("--first-tier", action="store_true", help="only the methods that matter most")
     parser.add_argument("--seeds", type=int, default=5)
@@ -207,7 +207,7 @@ def main() -> None:
         arguments.first_tier, arguments.seeds, arguments.random_seeds = True, 1, 2
     sizes = QUICK if arguments.quick else POOL if arguments.case == "pool" else FULL
     epochs = arguments.epochs or (3 if arguments.quick else EPOCHS)
-    replay = 0 if arguments.case == "level" else RECIPE.replay
+    replay = 0 if arguments.case in LEVEL_MODELS else RECIPE.replay
     recipe = RECIPE._replace(epochs=epochs, gamma=0.02 ** (1 / epochs), replay=replay)
     name = f"one_shot_{arguments.case}{'_quick' if arguments.quick else ''}"
     name += f"_{epochs}_epochs" if arguments.epochs else ""
