@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +16,7 @@ from selectron.campaign.state import Activity, CampaignState
 from selectron.config.campaign import CampaignConfig
 from selectron.potentials import Potential, load_potential, settle_threads
 from selectron.structures import Pool, write_extxyz
+from selectron.training.outcome import FineTuned
 
 SELECTED, RANDOM = "selected", "random"
 KEPT = ("charge", "multiplicity", "spin", "kind", "smiles", "reaction", "config_type")
@@ -101,6 +102,8 @@ class Reporter:
 
 Trainer = Callable[..., Any]
 """As :func:`selectron.training.fine_tune.fine_tune`."""
+TrainingSteps = Callable[..., Generator[None, None, FineTuned]]
+"""As :func:`selectron.training.fine_tune.training_steps`."""
 
 
 @dataclass
@@ -115,7 +118,7 @@ class Campaign:
     state: CampaignState
     reporter: Reporter
     executor: Callable[[], Executor]
-    fine_tune: Trainer
+    training_steps: TrainingSteps
     pools: dict[tuple[str, ...], Pool] = field(default_factory=dict)
 
     @property

@@ -1,117 +1,76 @@
-"""Fine-tuning on the labels of an arm, and errors of what comes out."""
+"""Fine-tuning on the labels of the arms, and errors of what comes out."""
 
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from ase.data import chemical_symbols
-
-from selectron.campaign.artifacts import check_room
 from selectron.campaign.context import Campaign
 from selectron.campaign.inputs import Inputs
 from selectron.campaign.measuring import Predictions, finite, predict, summary
-from selectron.campaign.state import Stage
-from selectron.training.evaluate import Errors
-from selectron.training.fine_tune import FineTuned, TrainingFailed
+from selectron.campaign.state import Stage, stage_key
+from selectron.campaign.trainings import Job, Trainings
+from selectron.potentials.threads import cores
+from selectron.training.fine_tune import training_threads
 from selectron.training.labels import labelled
-from selectron.training.options import TrainOptions
-from selectron.training.references import ReferenceShift
 
 
-def train(campaign: Campaign, inputs: Inputs, *, arm: str, round: int, start: str, sets: Sequence[str]) -> Stage:
-    """Fine-tunes the model ``start`` on the artifacts ``sets``, and on the initial training set where that is wanted.
+@dataclass(frozen=True)
+class Wanted:
+    """A training that an arm wants in a round: of the model ``start`` on the artifacts ``sets``."""
 
-    A training that fails is an output too: ``model`` is None and ``failure`` the reason.
+    arm: str
+    start: str
+    sets: tuple[str, ...]
+
+
+def train(campaign: Campaign, inputs: Inputs, round: int, wanted: Sequence[Wanted]) -> list[Stage]:
+    """Fine-tunes for every arm that wants it, on the initial training set too where that is asked for.
+
+    On a CPU that has cores for several, they run at the same time. A training that fails is an output too: ``model`` is None
+    and ``failure`` the reason.
     """
+    jobs = [_job(campaign, inputs, round, one) for one in wanted]
+    todo = [job for job in jobs if campaign.state.find(job.key) is None]
+    _clear(campaign)
+    with closing(Trainings(campaign, todo, at_once=_at_once(campaign, todo))) as trainings:
+        stages = []
+        for job in jobs:
+            campaign.reporter.stage("train", " and ".join(one.arm for one in todo) or job.arm, round)
+            run = partial(trainings.result, job)
+            stages.append(campaign.state.stage("train", job.asked, run, arm=job.arm, round=round))
+        return stages
+
+
+def _job(campaign: Campaign, inputs: Inputs, round: int, wanted: Wanted) -> Job:
     config = campaign.config
     initial = [inputs.train] if inputs.train is not None and config.train is not None and config.train.fit else []
-    head = campaign.head(start)
-    options = config.trainer.model_copy(
-        update={"seed": config.trainer.seed + config.seed, "head": config.trainer.head or head}
-    )
+    head = config.trainer.head or campaign.head(wanted.start)
+    options = config.trainer.model_copy(update={"seed": config.trainer.seed + config.seed, "head": head})
     asked = {
-        "model": start,
-        "train": [*initial, *sets],
+        "model": wanted.start,
+        "train": [*initial, *wanted.sets],
         "validation": inputs.validation,
         "options": options.model_dump(mode="json"),
     }
-    campaign.reporter.stage("train", arm, round)
-    return campaign.state.stage(
-        "train", asked, lambda: _train(campaign, asked, options, f"{arm}-{round}"), arm=arm, round=round
-    )
+    return Job(wanted.arm, round, stage_key("train", asked, wanted.arm, round), asked, options)
 
 
-def _train(campaign: Campaign, asked: dict[str, Any], options: TrainOptions, name: str) -> dict[str, Any]:
-    structures = campaign.read(asked["train"])
-    validation = campaign.read([asked["validation"]]) if asked["validation"] else None
-    folder = _folder_for(campaign, name)
-    campaign.reporter.start("training, epochs", options.epochs)
-    try:
-        result: FineTuned = campaign.fine_tune(
-            campaign.artifacts.path(asked["model"]),
-            structures,
-            validation,
-            options,
-            folder,
-            on_progress=lambda epoch: campaign.reporter.advance(1) if epoch.epoch >= 0 else None,
-        )
-    except TrainingFailed as failure:
-        check_room(campaign.folder)  # a trainer that could not write is no verdict on the model
-        log = folder / "run" / "log.txt"
-        kept = campaign.artifacts.put_file(log) if log.is_file() else None
-        return {"model": None, "failure": str(failure), "log": kept, "structures": len(structures), "history": []}
-    finally:
-        campaign.reporter.finish()
-    output = {
-        "model": campaign.artifacts.put_file(result.model_path),
-        "failure": None,
-        "log": None,
-        "structures": result.n_train,
-        "validation_structures": result.n_valid,
-        "history": [finite(epoch._asdict()) for epoch in result.history],
-        "best_epoch": result.best_epoch,
-        "references": _references(result.references),
-        "untouched": _totals(result.untouched),
-        "before": _totals(result.before),
-        "after": _totals(result.after),
-        "warnings": result.warnings,
-    }
-    shutil.rmtree(folder, ignore_errors=True)
-    return output
+def _clear(campaign: Campaign) -> None:
+    """Removes what trainings that were interrupted left."""
+    shutil.rmtree(campaign.scratch / "training", ignore_errors=True)
 
 
-def _folder_for(campaign: Campaign, name: str) -> Path:
-    """An empty folder; what trainings that were interrupted left is removed."""
-    parent = campaign.scratch / "training"
-    parent.mkdir(parents=True, exist_ok=True)
-    for other in parent.iterdir():
-        shutil.rmtree(other, ignore_errors=True)
-    return Path(tempfile.mkdtemp(prefix=f"{name}-", dir=parent))
-
-
-def _totals(errors: Errors) -> dict[str, Any]:
-    return finite(summary(errors))
-
-
-def _references(shift: ReferenceShift | None) -> dict[str, Any] | None:
-    if shift is None:
-        return None
-    entries = list(
-        zip(shift.numbers.tolist(), shift.present, shift.shift_eV.tolist(), shift.error_eV.tolist(), strict=True)
-    )
-    shifts = {chemical_symbols[number]: value for number, here, value, _ in entries if here}
-    errors = {chemical_symbols[number]: error for number, here, _, error in entries if here}
-    return {
-        "shift_eV": finite(shifts),
-        "error_eV": finite(errors),
-        "significant": bool(shift.significant),
-        "applied": bool(shift.applied),
-        "note": shift.note,
-    }
+def _at_once(campaign: Campaign, jobs: Sequence[Job]) -> int:
+    """How many of ``jobs`` may run at the same time; one on a GPU, whose memory they would have to share."""
+    if len(jobs) < 2 or any(job.options.device != "cpu" or job.options.kind != "mace" for job in jobs):
+        return 1
+    threads = max(training_threads(campaign.artifacts.path(job.asked["model"]), job.options) for job in jobs)
+    return max(1, cores() // threads)
 
 
 def measure(campaign: Campaign, inputs: Inputs, *, arm: str, round: int, model: str) -> Stage:

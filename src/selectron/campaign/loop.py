@@ -7,7 +7,7 @@ from typing import Any
 
 from selectron.campaign.candidates import Candidates
 from selectron.campaign.context import RANDOM, SELECTED, Campaign
-from selectron.campaign.fitting import measure, train
+from selectron.campaign.fitting import Wanted, measure, train
 from selectron.campaign.inputs import Inputs, read_inputs
 from selectron.campaign.labelling import label_picks
 from selectron.campaign.picking import Request, pick, place_picks
@@ -55,11 +55,7 @@ def play(campaign: Campaign) -> list[Arm]:
     while any(arm.stop is None for arm in arms):
         round += 1
         picked = sum(len(arm.picked) for arm in arms)
-        for arm in arms:
-            if arm.stop is None and arm.name == RANDOM:
-                arm.stop = _enough_for_twin(arm, arms[0])
-            if arm.stop is None:
-                arm.stop = _play_round(campaign, inputs, arm, round)
+        _play_round(campaign, inputs, arms, round)
         if sum(len(arm.picked) for arm in arms) > picked:
             _complete_map(campaign, arms, round)
     for arm in arms:
@@ -69,16 +65,29 @@ def play(campaign: Campaign) -> list[Arm]:
     return arms
 
 
-def _play_round(campaign: Campaign, inputs: Inputs, arm: Arm, round: int) -> Stop | None:
-    """One round of ``arm``; why it was the last, or None."""
+def _play_round(campaign: Campaign, inputs: Inputs, arms: list[Arm], round: int) -> None:
+    """One round of the arms that are not at their end: each buys labels, then all train, then each is measured."""
+    ready = []
+    for arm in arms:
+        if arm.stop is None and arm.name == RANDOM:
+            arm.stop = _enough_for_twin(arm, arms[0])
+        if arm.stop is not None:
+            continue
+        before = arm.labels
+        ended = _buy_labels(campaign, inputs, arm, round)
+        if arm.labels > before:
+            ready.append(arm)
+        else:
+            arm.stop = ended or Stop("exhausted", "Nothing is left to pick.")
+    initial = campaign.config.fine_tune_from == "initial"
+    wanted = [Wanted(arm.name, inputs.model if initial else arm.model, tuple(arm.labelled)) for arm in ready]
+    for arm, trained in zip(ready, train(campaign, inputs, round, wanted), strict=True):
+        arm.stop = _measure(campaign, inputs, arm, round, trained)
+
+
+def _measure(campaign: Campaign, inputs: Inputs, arm: Arm, round: int, trained: Stage) -> Stop | None:
+    """Takes over the model of a training and measures it; why this round was the arm's last, or None."""
     config = campaign.config
-    before = arm.labels
-    ended = _buy_labels(campaign, inputs, arm, round)
-    bought = arm.labels - before
-    if not bought:
-        return ended or Stop("exhausted", "Nothing is left to pick.")
-    start = inputs.model if config.fine_tune_from == "initial" else arm.model
-    trained = train(campaign, inputs, arm=arm.name, round=round, start=start, sets=arm.labelled)
     if trained.output["model"] is not None:
         arm.model = trained.output["model"]
     measured = measure(campaign, inputs, arm=arm.name, round=round, model=arm.model)

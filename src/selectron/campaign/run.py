@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import time
+from collections.abc import Generator
 from concurrent.futures import Executor
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,13 +13,14 @@ from typing import Any
 
 from selectron import __version__
 from selectron.campaign.artifacts import check_room
-from selectron.campaign.context import Campaign, Reporter, Trainer, Unwatched, Watcher
+from selectron.campaign.context import Campaign, Reporter, Trainer, TrainingSteps, Unwatched, Watcher
 from selectron.campaign.lock import campaign_lock
 from selectron.campaign.state import FILE, FORMAT, CampaignState
 from selectron.config.campaign import CampaignConfig
 from selectron.errors import SelectronError
 from selectron.execution import make_executor
 from selectron.oracles.base import versions_of
+from selectron.training.outcome import FineTuned
 
 MAY_CHANGE = frozenset({"name", "budget", "stop", "baseline", "execution"})
 """Sections that may differ when a campaign is begun again in its folder: what is done stays valid under all of them."""
@@ -70,7 +72,7 @@ def run_campaign(folder: Path, *, watcher: Watcher | None = None, fine_tune: Tra
     """
     if not (folder / FILE).is_file():
         raise SelectronError(f"There is no campaign in {folder}: it has no {FILE}.")
-    from selectron.training.fine_tune import fine_tune as mace_torch
+    from selectron.training.fine_tune import training_steps
 
     with ExitStack() as stack:
         stack.enter_context(campaign_lock(folder))
@@ -90,7 +92,7 @@ def run_campaign(folder: Path, *, watcher: Watcher | None = None, fine_tune: Tra
             state=state,
             reporter=Reporter(state, watcher or Unwatched()),
             executor=lambda: workers.get(config),
-            fine_tune=fine_tune or mace_torch,
+            training_steps=training_steps if fine_tune is None else _at_a_stretch(fine_tune),
         )
         from selectron.campaign.loop import play
 
@@ -115,6 +117,16 @@ class _Workers:
         if self._executor is None:
             self._executor = self._stack.enter_context(make_executor(config.execution))
         return self._executor
+
+
+def _at_a_stretch(fine_tune: Trainer) -> TrainingSteps:
+    """``fine_tune`` as a generator that never waits."""
+
+    def steps(*arguments: Any, **options: Any) -> Generator[None, None, FineTuned]:
+        yield from ()
+        return fine_tune(*arguments, **options)
+
+    return steps
 
 
 def versions() -> dict[str, str]:

@@ -168,8 +168,9 @@ class CampaignState:
         Args:
             name: of the stage.
             inputs: all that the output depends on, as plain JSON; large things by the names of their artifacts.
-            run: gives the output as plain JSON; whatever it writes beside artifacts must be harmless when repeated. An
-                entry ``core_s`` stands for the processor time where that was spent elsewhere.
+            run: gives the output as plain JSON; whatever it writes beside artifacts must be harmless when repeated.
+                Entries ``core_s`` and ``wall_s`` stand for times that cannot be taken here: of work done elsewhere, or of
+                several stages at once.
             arm: which of the campaign's arms, "" for both.
             round: number of the round, 0 before the first.
         """
@@ -178,11 +179,12 @@ class CampaignState:
         if found is not None:
             self._pass(key)
             return found
-        started, wall, core = time.time(), time.perf_counter(), _core_seconds()
+        started, wall, core = time.time(), time.perf_counter(), core_seconds()
         self.beat(Activity(name, arm, round, "", 0, 0, started, started), at_once=True)
         output = dict(run())
-        core_s = float(output.pop("core_s", _core_seconds() - core))
-        done = Stage(key, name, arm, round, dict(inputs), output, time.perf_counter() - wall, core_s, started)
+        core_s = float(output.pop("core_s", core_seconds() - core))
+        wall_s = float(output.pop("wall_s", time.perf_counter() - wall))
+        done = Stage(key, name, arm, round, dict(inputs), output, wall_s, core_s, started)
         row = (*done[:4], _json(done.inputs), _json(done.output), *done[6:])
         with self._explained(), self._connection:
             self._connection.execute(
@@ -248,7 +250,8 @@ def _json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
-def _core_seconds() -> float:
+def core_seconds() -> float:
+    """Processor time of this process and of those it started that have ended, s."""
     own, children = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from selectron.errors import SelectronError
 from selectron.potentials.load import DTYPES, model_file
 from selectron.potentials.mace import MacePotential
 from selectron.potentials.mace_files import load_mace
-from selectron.potentials.threads import is_small
+from selectron.potentials.threads import cores, is_small
 from selectron.structures.atomic import atomic_output
 from selectron.training.evaluate import Errors, errors
 from selectron.training.labels import (
@@ -31,13 +31,13 @@ from selectron.training.labels import (
     without_isolated_atoms,
     write_for_mace,
 )
-from selectron.training.mace_process import kept, run_trainer, settings_of, trained_model
+from selectron.training.mace_process import POLL_S, kept, run_trainer, settings_of, trained_model
 from selectron.training.options import TrainOptions, resolved
 from selectron.training.outcome import FineTuned, TrainingFailed
 from selectron.training.progress import Epoch
 from selectron.training.references import ReferenceShift, compositions, reference_energies, shift_of_level
 
-__all__ = ["OUTPUT", "FineTuned", "TrainingFailed", "fine_tune"]
+__all__ = ["OUTPUT", "FineTuned", "TrainingFailed", "fine_tune", "training_steps", "training_threads"]
 
 OUTPUT = "fine_tuned.model"
 
@@ -65,6 +65,28 @@ def fine_tune(
     Raises:
         TrainingFailed: crash, a loss that is not finite, divergence, or out of time.
         SelectronError: labels missing, elements that the model lacks, nothing to train on.
+    """
+    with closing(training_steps(model, train, valid, options, folder, on_progress=on_progress)) as steps:
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                return end.value
+            time.sleep(POLL_S)
+
+
+def training_steps(
+    model: str | Path,
+    train: Sequence[Atoms],
+    valid: Sequence[Atoms] | None,
+    options: TrainOptions,
+    folder: str | Path,
+    *,
+    on_progress: Callable[[Epoch], None] | None = None,
+) -> Generator[None, None, FineTuned]:
+    """:func:`fine_tune` for a caller with other things to do: yields wherever the other process has to be waited for.
+
+    Closing the generator ends the training. An MLP is trained without a pause.
     """
     if options.kind == "mlp":
         from selectron.training.mlp_train import train_mlp
@@ -116,7 +138,7 @@ def fine_tune(
     settings |= {"layers": options.layers, "selectron": __version__}
     (run / "settings.json").write_text(json.dumps(settings, indent=1))
     try:
-        history = run_trainer(options, run, on_progress)
+        history = yield from run_trainer(options, run, on_progress)
     except TrainingFailed:
         _say_if_refused(run, name)
         raise
@@ -151,12 +173,17 @@ def _dtype(base: torch.nn.Module, options: TrainOptions) -> torch.dtype:
     return next(p.dtype for p in base.parameters() if p.is_floating_point())
 
 
+def training_threads(model: str | Path, options: TrainOptions) -> int:
+    """How many threads :func:`fine_tune` gives to the training of ``model``."""
+    if options.threads != "auto":
+        return options.threads
+    return _threads(load_mace(model_file(str(model))), options)
+
+
 def _threads(base: torch.nn.Module, options: TrainOptions) -> int:
     if options.threads != "auto":
         return options.threads
-    if is_small(base):
-        return 1
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return 1 if is_small(base) else cores()
 
 
 def _about_isolated(potential: MacePotential, shift: ReferenceShift | None, isolated_eV: dict[str, float]) -> list[str]:

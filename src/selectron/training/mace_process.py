@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -94,8 +94,13 @@ def loss_arguments(options: TrainOptions) -> list[str]:
     return arguments
 
 
-def run_trainer(options: TrainOptions, run: Path, on_progress: Callable[[Epoch], None] | None) -> list[Epoch]:
-    """Starts the trainer, passes on its epochs, and returns them when it has ended well."""
+def run_trainer(
+    options: TrainOptions, run: Path, on_progress: Callable[[Epoch], None] | None
+) -> Generator[None, None, list[Epoch]]:
+    """Starts the trainer, passes on its epochs, and returns them when it has ended well; yields while it has to wait.
+
+    The trainer is killed when the generator is closed.
+    """
     environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads), "MKL_NUM_THREADS": str(options.threads)}
     wait_briefly(environment)
     environment.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it products on a GPU differ from run to run
@@ -134,7 +139,7 @@ def run_trainer(options: TrainOptions, run: Path, on_progress: Callable[[Epoch],
                         f"The training took longer than {options.time_limit_s:g} s and was stopped after "
                         f"{len(history)} of {options.epochs} epochs; {kept(run)}"
                     )
-                time.sleep(POLL_S)
+                yield
         finally:
             if process.poll() is None:
                 process.kill()
