@@ -1,6 +1,7 @@
 """Fixtures that every test may use."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -37,3 +38,21 @@ def tiny_model(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("model") / "tiny.model"
     torch.save(small_mace(hidden_irreps="4x0e", correlation=2), path)
     return path
+
+
+@pytest.fixture
+def command_line(capfd):
+    """Runs a command line; gives exit code, standard output and standard error."""
+    from selectron.cli.app import main
+
+    def run_it(line):
+        handler = signal.getsignal(signal.SIGTERM)
+        try:
+            with pytest.raises(SystemExit) as ended:
+                main(line.split())
+        finally:
+            signal.signal(signal.SIGTERM, handler)
+        out, err = capfd.readouterr()
+        return ended.value.code or 0, out, err
+
+    return run_it

@@ -17,7 +17,6 @@ from ase.io import read, write
 from rich.console import Console
 
 from selectron.acquisition import SELECTORS
-from selectron.cli.app import main
 from selectron.cli.progress import Lines, progress_for
 from selectron.features import FEATURES, EnergyNTKFeatures
 
@@ -44,20 +43,9 @@ def folder(tmp_path, monkeypatch, tiny_model):
 
 
 @pytest.fixture
-def run(folder, capfd):
-    """Runs a command line; gives exit code, standard output and standard error."""
-
-    def run_it(line):
-        handler = signal.getsignal(signal.SIGTERM)
-        try:
-            with pytest.raises(SystemExit) as ended:
-                main(line.split())
-        finally:
-            signal.signal(signal.SIGTERM, handler)
-        out, err = capfd.readouterr()
-        return ended.value.code or 0, out, err
-
-    return run_it
+def run(folder, command_line):
+    """Runs a command line in ``folder``; gives exit code, standard output and standard error."""
+    return command_line
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -14,28 +13,16 @@ from ase.build import molecule
 from ase.io import read, write
 
 from selectron.campaign.history import read_campaign
-from selectron.cli.app import main
 from selectron.embedded import pool_path
 
 HERE = Path(__file__).parent
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch, capfd):
+def run(tmp_path, monkeypatch, command_line):
     """Runs a command line in an empty folder; gives exit code, standard output and standard error."""
     monkeypatch.chdir(tmp_path)
-
-    def run_it(line):
-        handler = signal.getsignal(signal.SIGTERM)
-        try:
-            with pytest.raises(SystemExit) as ended:
-                main(line.split())
-        finally:
-            signal.signal(signal.SIGTERM, handler)
-        out, err = capfd.readouterr()
-        return ended.value.code or 0, out, err
-
-    return run_it
+    return command_line
 
 
 GOOD = """\

@@ -14,7 +14,6 @@ from ase import Atoms
 from ase.build import molecule
 from ase.io import read, write
 
-from selectron.cli.app import main
 from selectron.oracles import LabelStore, make_oracle, parse_oracle
 
 SELECTRON = [sys.executable, "-c", "from selectron.cli.app import main; main()"]
@@ -22,21 +21,10 @@ STRANGE = Path(__file__).parents[1] / "oracles"
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch, capfd):
+def run(tmp_path, monkeypatch, command_line):
     """Runs a command line in an empty folder; gives exit code, standard output and standard error."""
     monkeypatch.chdir(tmp_path)
-
-    def run_it(line):
-        handler = signal.getsignal(signal.SIGTERM)
-        try:
-            with pytest.raises(SystemExit) as ended:
-                main(line.split())
-        finally:
-            signal.signal(signal.SIGTERM, handler)
-        out, err = capfd.readouterr()
-        return ended.value.code or 0, out, err
-
-    return run_it
+    return command_line
 
 
 def pool():

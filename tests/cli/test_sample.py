@@ -16,7 +16,6 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read, write
 from rich.console import Console
 
-from selectron.cli.app import main
 from selectron.potentials import load_potential
 from selectron.sampling.checkpoint import read_checkpoint
 from selectron.sampling.frames import Progress, Tally
@@ -33,20 +32,9 @@ def folder(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def run(folder, capfd):
-    """Runs a command line; gives exit code, standard output and standard error."""
-
-    def run_it(line):
-        handler = signal.getsignal(signal.SIGTERM)
-        try:
-            with pytest.raises(SystemExit) as ended:
-                main(f"sample {line}".split())
-        finally:
-            signal.signal(signal.SIGTERM, handler)
-        out, err = capfd.readouterr()
-        return ended.value.code or 0, out, err
-
-    return run_it
+def run(folder, command_line):
+    """Runs ``selectron sample`` in ``folder``; gives exit code, standard output and standard error."""
+    return lambda line: command_line(f"sample {line}")
 
 
 def test_a_run_on_a_surface_leaves_frames_acquired_ones_and_a_picture(run, folder):
