@@ -18,7 +18,7 @@ from selectron.rows import Rows, concatenate
 from selectron.training.labels import Labelled
 
 BATCH = 16
-SELECTORS = ("ipv", "lcmd", "maxdet", "fps", "bait", "top-k", "kmeans++", "herding")
+SELECTORS = ("ipv", "isd", "irv", "lcmd", "maxdet", "fps", "bait", "top-k", "kmeans++", "herding")
 FEATURES = ("energy-ntk", "force-ntk", "joint-ntk", "activation", "soap")
 RATIOS = (0.1, 1.0, 10.0)
 
@@ -63,6 +63,7 @@ def methods() -> list[Method]:
     first += [Method("activation", "lcmd", by_chance=0.5)]
     first += [Method("joint-ntk", "lcmd", ratio=r, by_chance=0.5) for r in RATIOS]
     first += [Method(f, s, normalise="unit") for f in ("energy-ntk", "joint-ntk") for s in ("ipv", "lcmd")]
+    first += [Method("energy-ntk", "isd"), Method("energy-ntk", "irv"), Method("energy-ntk", "isd", normalise="unit")]
     rest = [Method("joint-ntk", "ipv", ratio=r) for r in RATIOS]
     rest += [Method(f, s) for s in SELECTORS for f in ntk]
     rest += [Method(f, s, normalise="per-atom") for s in ("ipv", "lcmd") for f in ntk]
@@ -70,7 +71,7 @@ def methods() -> list[Method]:
     return list(dict.fromkeys(first + rest))
 
 
-FIRST_TIER = 28
+FIRST_TIER = 31
 
 
 class Kept:

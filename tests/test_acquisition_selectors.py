@@ -153,6 +153,45 @@ def test_ipv_gain_is_the_drop_in_summed_variance(max_rows, whole_pool):
 
 
 @pytest.mark.parametrize("max_rows", [1, 4])
+@pytest.mark.parametrize("name", ["isd", "irv"])
+def test_the_first_score_of_isd_and_irv_is_the_drop_to_first_order(name, max_rows):
+    """Of Σ s and of Σ ln s², once over the pool; the smaller a label's effect, the closer."""
+    pool, train = random_rows(25, max_rows=max_rows), random_rows(30, seed=1, max_rows=max_rows)
+    summed = {"isd": lambda variances: variances.sqrt().sum(), "irv": lambda variances: variances.log().sum()}[name]
+    misses = []
+    for noise in (10.0, 100.0, 1000.0):
+        posterior = Posterior(6, noise_variance=noise)
+        posterior.update(train)
+        before = summed(posterior.variance(pool))
+        selection = select_batch(name, pool, train=train, budget=1, noise_variance=noise)
+        drops = []
+        for i in range(25):
+            after = Posterior(6, noise_variance=noise)
+            after.update(concatenate([train, pool.take([i])]))
+            drops.append(float(before - summed(after.variance(pool))))
+        misses.append(abs(float(selection.scores[0]) / drops[int(selection.indices[0])] - 1.0))
+    assert drops[int(selection.indices[0])] == pytest.approx(max(drops), rel=1e-3)
+    assert misses[2] < misses[1] < misses[0] < 0.3
+    assert misses[2] < 0.01
+
+
+def test_what_the_pool_holds_most_of_counts_more_the_less_its_variance_does():
+    """Three directions: 2 structures of variance 100, 12 of 9, 60 of 1. The sums of s², s and ln s² rank them otherwise."""
+    counts, lengths = (2, 12, 60), (10.0, 3.0, 1.0)
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.zeros(sum(counts), 3, dtype=torch.float64)
+    kind = torch.repeat_interleave(torch.arange(3), torch.tensor(counts))
+    near_one = 1.0 + 0.05 * torch.rand(len(kind), generator=generator, dtype=torch.float64)
+    rows[torch.arange(len(kind)), kind] = torch.tensor(lengths, dtype=torch.float64)[kind] * near_one
+    first = {
+        name: int(kind[select(name, one_row_each(rows), None, 1).indices.item()]) for name in ("ipv", "isd", "irv")
+    }
+    assert first == {"ipv": 0, "isd": 2, "irv": 2}
+    fewer = one_row_each(rows[:44])  # 30 of the last kind: Σ s is 20, 36, 30
+    assert [int(kind[select(name, fewer, None, 1).indices.item()]) for name in ("isd", "irv")] == [1, 2]
+
+
+@pytest.mark.parametrize("max_rows", [1, 4])
 def test_maxdet_scores_add_up_to_the_log_determinant_of_the_batch(max_rows):
     pool, train = random_rows(25, max_rows=max_rows), random_rows(4, seed=1, max_rows=max_rows)
     selection = select("maxdet", pool, train, 8)
@@ -229,7 +268,7 @@ def test_lcmd_and_fps_look_where_the_training_set_is_not():
     known = torch.randn(200, 3, generator=generator, dtype=torch.float64)
     crowd = torch.randn(60, 3, generator=generator, dtype=torch.float64) + torch.tensor([20.0, 0.0, 0.0])
     pool = one_row_each(torch.cat([known[100:], crowd]))
-    for name in ("lcmd", "fps", "kmeans++", "maxdet", "ipv", "bait", "top-k", "herding"):
+    for name in ("lcmd", "fps", "kmeans++", "maxdet", "ipv", "isd", "bait", "top-k", "herding"):
         assert select(name, pool, one_row_each(known[:100]), 1).indices.item() >= 100
 
 

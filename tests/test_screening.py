@@ -10,6 +10,7 @@ from ase import Atoms
 from ase.io import read, write
 from scipy.stats import chisquare
 
+from selectron.acquisition import SELECTORS, SecondMoment, select_batch
 from selectron.errors import SelectronError
 from selectron.features import FeatureStore
 from selectron.potentials.committee import CommitteeEvaluation
@@ -123,7 +124,9 @@ def test_without_a_training_set_variances_are_those_of_the_prior(screen):
     np.testing.assert_allclose(screen(pool).variance, norms / norms.mean(), rtol=1e-5)
 
 
-@pytest.mark.parametrize("selector", ["ipv", "maxdet", "lcmd", "fps", "kmeans++", "bait", "herding", "random"])
+@pytest.mark.parametrize(
+    "selector", ["ipv", "isd", "irv", "maxdet", "lcmd", "fps", "kmeans++", "bait", "herding", "random"]
+)
 def test_the_size_of_chunks_changes_nothing(screen, monkeypatch, selector):
     pool, train = molecules(30, 4), molecules(5, 5)
     whole = screen(pool, train, selector=selector, budget=5)
@@ -183,7 +186,9 @@ def test_nothing_usable_is_one_sentence(screen, what):
         screen(pool, train, checks=Checks(elements=frozenset({1, 6, 8}), min_distance_A=0.0))
 
 
-@pytest.mark.parametrize("selector", ["ipv", "maxdet", "lcmd", "fps", "kmeans++", "bait", "top-k", "random", "herding"])
+@pytest.mark.parametrize(
+    "selector", ["ipv", "isd", "irv", "maxdet", "lcmd", "fps", "kmeans++", "bait", "top-k", "random", "herding"]
+)
 def test_training_structures_and_repeats_are_never_picked(screen, selector):
     train, fresh = molecules(4, 10), molecules(5, 11)
     pool = [fresh[0], train[1], fresh[1], fresh[0], *fresh[2:], train[0], fresh[4]]
@@ -207,7 +212,7 @@ def test_one_structure(screen):
     assert not screening.notes
 
 
-@pytest.mark.parametrize("selector", ["ipv", "bait"])
+@pytest.mark.parametrize("selector", ["ipv", "isd", "irv", "bait"])
 def test_the_density_of_the_pool_counts_a_repeated_structure_once(screen, selector):
     pool, train = molecules(25, 14), molecules(5, 15)
     once = screen(pool, train, selector=selector, budget=6)
@@ -233,6 +238,31 @@ def test_ipv_weighs_the_whole_pool_even_from_a_shortlist(screen):
     best = np.argsort(-screening.variance, kind="stable")[:10]
     assert places(screening) == [int(min(best, key=lambda i: left(rows[i])))]
     assert any("10 structures of largest variance" in note for note in screening.notes)
+
+
+@pytest.mark.parametrize("selector", ["isd", "irv"])
+def test_weights_of_the_whole_pool_are_kept_when_a_shortlist_is_chosen_from(screen, selector):
+    pool, train = molecules(40, 16), molecules(5, 17)
+    whole = screen(pool, train, selector=selector, budget=40)
+    features, scale = PlaneWaves(), whole.scale
+    known, rows = scale.apply(features.rows(train)), scale.apply(features.rows(pool))
+    posterior = {"prior_precision": scale.prior_precision, "noise_variance": scale.noise_variance}
+    direct = select_batch(selector, rows, train=known, budget=40, **posterior)
+    assert places(whole) == direct.indices.tolist()
+    moment = SecondMoment(DIM)
+    moment.update(SELECTORS[selector].weight.weighted(rows, torch.from_numpy(whole.variance)))
+    best = np.argsort(-whole.variance, kind="stable")[:10].tolist()
+
+    def score(place):
+        alone = rows.take(torch.tensor([place]))
+        one = select_batch(selector, alone, train=known, budget=1, pool_second_moment=moment.matrix, **posterior)
+        return float(one.scores[0])
+
+    narrowed = screen(pool, train, selector=selector, budget=1, shortlist=10)
+    assert places(narrowed) == [max(best, key=score)]
+    assert narrowed.picks[0].score == pytest.approx(max(map(score, best)), rel=1e-5)
+    # what is labelled already has no say, however often it stands in the pool
+    assert places(screen([*pool, *train], train, selector=selector, budget=6)) == places(whole)[:6]
 
 
 def test_random_draws_from_the_whole_pool_and_a_shortlist_narrows_it(screen, monkeypatch):

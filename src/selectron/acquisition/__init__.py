@@ -4,6 +4,7 @@ from .committee import CommitteeDisagreement, committee_disagreement
 from .duplicates import duplicate_groups
 from .embedding import structure_embedding
 from .greedy import Selection
+from .ipv import PoolWeight
 from .moment import SecondMoment
 from .posterior import Posterior
 from .scale import Scale, default_scale
@@ -13,6 +14,7 @@ from .shortlist import Shortlist
 __all__ = [
     "SELECTORS",
     "CommitteeDisagreement",
+    "PoolWeight",
     "Posterior",
     "Scale",
     "SecondMoment",

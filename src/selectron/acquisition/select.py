@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -14,7 +15,7 @@ from .bait import select_bait
 from .fps import select_fps
 from .greedy import Selection, count_distinct
 from .herding import select_herding
-from .ipv import select_ipv
+from .ipv import PoolWeight, select_ipv
 from .kmeans_plus_plus import select_kmeans_plus_plus
 from .lcmd import select_lcmd
 from .maxdet import select_maxdet
@@ -28,12 +29,13 @@ class SelectorInfo(NamedTuple):
 
     `needs` names what decides its picks: "features", "noise" (the posterior's λ and σ²), "pool_second_moment" (of
     the whole pool; without it, that of the candidates), "seed", and "variances" (scores of a committee, without
-    which it cannot run).
+    which it cannot run). `weight` is what the structures of `pool_second_moment` have to be weighted by.
     """
 
     summary: str
     function: Callable[[Problem, int], Selection]
     needs: tuple[str, ...]
+    weight: PoolWeight = PoolWeight.VARIANCE
 
 
 SELECTORS: dict[str, SelectorInfo] = {
@@ -44,6 +46,18 @@ SELECTORS: dict[str, SelectorInfo] = {
         "largest drop of the posterior variance summed over the pool",
         select_ipv,
         ("features", "noise", "pool_second_moment"),
+    ),
+    "isd": SelectorInfo(
+        "largest drop of the posterior standard deviation summed over the pool",
+        partial(select_ipv, weight=PoolWeight.DEVIATION),
+        ("features", "noise", "pool_second_moment"),
+        PoolWeight.DEVIATION,
+    ),
+    "irv": SelectorInfo(
+        "largest share of its posterior variance that each structure of the pool loses, summed",
+        partial(select_ipv, weight=PoolWeight.LOGARITHM),
+        ("features", "noise", "pool_second_moment"),
+        PoolWeight.LOGARITHM,
     ),
     "maxdet": SelectorInfo(
         "largest log determinant of the posterior covariance given the picks so far",
@@ -98,7 +112,7 @@ def select_batch(
     | train              | `Rows`    | structures that are labelled already; None for none                         |
     | prior_precision    |           | λ of the posterior, see `default_scale`                                     |
     | noise_variance     |           | σ² of the posterior                                                         |
-    | pool_second_moment | (D, D)    | Σ Φᵀ Φ over the pool before shortlisting, for ipv and bait                  |
+    | pool_second_moment | (D, D)    | Σ w Φᵀ Φ over the pool before shortlisting, for ipv, isd, irv and bait      |
     | variances          | (n,)      | scores computed elsewhere: used by top-k, needed by the committee selectors |
     | exclude            | (n,) bool | candidates that must not be picked, nor their duplicates                    |
 

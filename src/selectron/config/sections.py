@@ -118,7 +118,9 @@ class FeaturesSection(Section):
 class SelectorSection(Section):
     """How a batch is chosen; see ``selectron selectors``."""
 
-    name: Literal["ipv", "lcmd", "maxdet", "fps", "kmeans++", "bait", "top-k", "herding", "random"] = "ipv"
+    name: Literal["ipv", "isd", "irv", "lcmd", "maxdet", "fps", "kmeans++", "bait", "top-k", "herding", "random"] = (
+        "ipv"
+    )
     """The selector."""
 
     by_chance: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0

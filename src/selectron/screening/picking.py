@@ -26,10 +26,11 @@ class Picker:
     Args:
         result: the screening, with its variances.
         seed: of chance, and of the selector.
+        moment: (D, D) second moment of the pool with the weights of the selector.
     """
 
-    def __init__(self, result: Screening, seed: int) -> None:
-        self._result, self._seed = result, seed
+    def __init__(self, result: Screening, seed: int, moment: torch.Tensor) -> None:
+        self._result, self._seed, self._moment = result, seed, moment
         training = result.training
         self._known = [] if training is None else [result.scale.apply(training.rows(slice(None)))]
         self._train_vectors = structure_vectors(self._known[0], result.features) if self._known else None
@@ -59,7 +60,7 @@ class Picker:
             budget=count,
             prior_precision=scale.prior_precision,
             noise_variance=scale.noise_variance,
-            pool_second_moment=result.catalogue.moment.matrix * scale.factor**2,
+            pool_second_moment=self._moment,
             variances=torch.from_numpy(criterion[places]),
             seed=self._seed,
         )

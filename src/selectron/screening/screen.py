@@ -14,8 +14,10 @@ from ase import Atoms
 
 from selectron.acquisition import (
     SELECTORS,
+    PoolWeight,
     Posterior,
     Scale,
+    SecondMoment,
     Shortlist,
     committee_disagreement,
 )
@@ -64,7 +66,7 @@ def screen(
     pool, the rows of a chunk, and, while a batch is chosen, those of the candidates on the shortlist and of the training set.
 
     A structure that stands in the training set, or earlier in the pool, is scored but never picked; the pool's density
-    that ``ipv`` and ``bait`` weigh counts each distinct structure once.
+    that ``ipv``, ``isd``, ``irv`` and ``bait`` weigh counts each distinct structure once.
 
     Args:
         pool: the candidates.
@@ -195,9 +197,16 @@ def _score_and_pick(
     result = Screening(
         candidates, training, scale, np.zeros(n), known, [], notes, features, posterior, np.full(n, np.nan), selector
     )
+    weight = PoolWeight.VARIANCE if selector is None else SELECTORS[selector].weight
+    weighted = SecondMoment(features.dim)
     progress.start("variances", n)
     for places, rows in candidates.chunks():
-        result.variance[places] = posterior.variance(scale.apply(rows)).cpu().numpy()
+        scaled = scale.apply(rows)
+        variances = posterior.variance(scaled)
+        result.variance[places] = variances.cpu().numpy()
+        if weight is not PoolWeight.VARIANCE:
+            counted = torch.from_numpy(np.flatnonzero(candidates.first[places] & ~known[places]))
+            weighted.update(weight.weighted(scaled.take(counted), variances[counted]))
         if resolves_atoms(features):
             result.max_atom[places] = [atoms.max() for atoms in atom_variances(posterior, scale, rows, features)]
         progress.advance(len(places))
@@ -207,7 +216,8 @@ def _score_and_pick(
     criterion = result.criterion(rank_by) if disagreement is None else disagreement
     open_places = np.flatnonzero(candidates.first & ~known)
     n_open, size = len(open_places), shortlist or max(ALL_CANDIDATES_UP_TO, budget)
-    picker = Picker(result, seed)
+    plain = weight is PoolWeight.VARIANCE
+    picker = Picker(result, seed, candidates.moment.matrix * scale.factor**2 if plain else weighted.matrix)
     drawn = round(by_chance * budget) if selector != "random" else 0
     if drawn and n_open:
         picker.draw(open_places, drawn)
