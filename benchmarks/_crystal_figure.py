@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,11 +48,20 @@ def draw(campaigns: list[dict[str, Any]], path: Path) -> None:
     print(f"wrote {path}")
 
 
+def at_labels(
+    arm: dict[str, Any], labels: Sequence[float] | np.ndarray, quantity: str, kind: str | None = None
+) -> np.ndarray:
+    """The error ``quantity`` of an arm at ``labels``, linear in its logarithm between measurements."""
+    values = (arm if kind is None else arm["by_kind"][kind])[quantity]
+    return np.exp(np.interp(labels, arm["labels"], np.log(values)))
+
+
 def _curves(axes: Axes, arms: list[dict[str, Any]], kind: str | None, quantity: str, name: str) -> None:
-    labels = arms[0]["labels"]
-    values = np.array([(arm if kind is None else arm["by_kind"][kind])[quantity] for arm in arms])
-    for one in values:
-        axes.plot(labels, one, color=COLOURS[name], linewidth=0.6, alpha=0.45)
+    labels = np.linspace(0, min(arm["labels"][-1] for arm in arms), 5)
+    for arm in arms:
+        own = (arm if kind is None else arm["by_kind"][kind])[quantity]
+        axes.plot(arm["labels"], own, color=COLOURS[name], linewidth=0.6, alpha=0.45)
+    values = np.array([at_labels(arm, labels, quantity, kind) for arm in arms])
     error = values.std(axis=0, ddof=1) / len(values) ** 0.5 if len(values) > 1 else None
     axes.errorbar(
         labels,

@@ -24,7 +24,7 @@ from scipy.stats import t
 
 from _common import ROOT, add_common_arguments, machine_facts, save
 from _crystal import write_inputs, write_random_mace
-from _crystal_figure import draw
+from _crystal_figure import at_labels, draw
 from selectron.campaign.history import read_campaign
 from selectron.campaign.records import Measured, RoundRecord
 from selectron.campaign.state import CampaignState
@@ -161,8 +161,8 @@ def compare(campaigns: list[dict[str, Any]]) -> dict[str, Any]:
     found = {}
     for quantity in QUANTITIES:
         logs = [
-            float(np.mean(np.log(one["arms"]["selected"][quantity][1:]) - np.log(one["arms"]["random"][quantity][1:])))
-            for one in campaigns
+            float(np.mean(np.log(one["selected"][quantity][1:]) - np.log(_as_selected(one, quantity))))
+            for one in (campaign["arms"] for campaign in campaigns)
         ]
         entry = {"by_seed": np.exp(logs).tolist(), "ratio": float(np.exp(np.mean(logs)))}
         if len(logs) > 1:
@@ -170,6 +170,11 @@ def compare(campaigns: list[dict[str, Any]]) -> dict[str, Any]:
             entry |= {"low": entry["ratio"] * np.exp(-half), "high": entry["ratio"] * np.exp(half)}
         found[quantity] = entry
     return found
+
+
+def _as_selected(arms: dict[str, Any], quantity: str) -> np.ndarray:
+    """Errors of the random arm where the selected one was measured; a round may give fewer labels in one of them."""
+    return at_labels(arms["random"], arms["selected"]["labels"][1:], quantity)
 
 
 def play(folder: Path, *, seed: int, quick: bool, threads: int, recipe: str) -> dict[str, Any]:

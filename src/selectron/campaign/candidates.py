@@ -109,12 +109,14 @@ class Index(NamedTuple):
 class Candidates(NamedTuple):
     """What may be picked: files of structures, and the artifact of their :class:`Index` (None: nothing).
 
-    ``named`` is what sampled structures are said to come from; "" for a pool, whose files say that.
+    ``named`` is what sampled structures are said to come from; "" for a pool, whose files say that. ``ensemble`` is the
+    artifact of what a sampling run ended with, where the next one is to start from it.
     """
 
     files: tuple[str, ...]
     table: str | None
     named: str = ""
+    ensemble: str | None = None
 
 
 class Refused(NamedTuple):

@@ -21,7 +21,7 @@ class Arm:
 
     ``labelled`` are the artifacts of its labelled structures, one or more a round, ``picked`` those of all its picks,
     ``measured`` its stages of errors, the first that of the pretrained model, ``plane`` the newest plane of the features
-    with the model that they are of.
+    with the model that they are of, ``ensemble`` that of the particles where its sampling ended.
     """
 
     name: str
@@ -32,6 +32,7 @@ class Arm:
     failed: list[str] = field(default_factory=list)
     picked: list[str] = field(default_factory=list)
     plane: tuple[str, str] | None = None
+    ensemble: str | None = None
     stop: Stop | None = None
 
     def validation(self) -> list[dict[str, Any] | None]:
@@ -173,7 +174,9 @@ def _candidates(campaign: Campaign, inputs: Inputs, arm: Arm, round: int) -> Can
         return Candidates(tuple(campaign.config.pool.files), inputs.candidates)
     from selectron.campaign.sampled import sample_candidates
 
-    return sample_candidates(campaign, inputs, arm=arm.name, round=round, model=arm.model)
+    found = sample_candidates(campaign, inputs, arm=arm.name, round=round, model=arm.model, ensemble=arm.ensemble)
+    arm.ensemble = found.ensemble
+    return found
 
 
 def _enough_for_twin(twin: Arm, selected: Arm) -> Stop | None:

@@ -43,6 +43,8 @@ def begin(config: CampaignConfig, text: str, folder: Path) -> None:
             new = config.model_dump(mode="json")
             old = state.fact("config")
             if old is not None:
+                # keys that are newer than the campaign have their defaults in it
+                old = CampaignConfig.model_validate(old).model_dump(mode="json")
                 different = sorted(key for key in new.keys() | old.keys() if new.get(key) != old.get(key))
                 fixed = [key for key in different if key not in MAY_CHANGE]
                 if fixed:

@@ -18,24 +18,31 @@ from selectron.errors import SelectronError
 from selectron.potentials import Potential
 from selectron.sampling.checkpoint import Checkpoint, read_checkpoint
 from selectron.sampling.frames import Progress
+from selectron.sampling.options import SampleOptions
 from selectron.sampling.output import RunFiles
 from selectron.sampling.run import run_sampling
 from selectron.structures import Checks, Pool
 
 
-def sample_candidates(campaign: Campaign, inputs: Inputs, *, arm: str, round: int, model: str) -> Candidates:
-    """The candidates of a round; the arms share a run where they have the same model."""
+def sample_candidates(
+    campaign: Campaign, inputs: Inputs, *, arm: str, round: int, model: str, ensemble: str | None = None
+) -> Candidates:
+    """The candidates of a round, from ``ensemble`` where the round before left one; the arms share a run where they have the
+    same model and no such ensemble.
+    """
     section = campaign.config.sampling
     assert section is not None
-    arm = "" if model == inputs.model else arm
+    arm = "" if model == inputs.model and ensemble is None else arm
     asked = {
         "inputs": inputs.key,
         "model": model,
-        "sampling": section.model_dump(mode="json"),
+        "sampling": section.model_dump(mode="json", exclude={} if section.carry_on else {"carry_on"}),
         "seed": campaign.config.seed,
         "device": campaign.config.model.device,
         "dtype": campaign.config.model.dtype,
     }
+    if ensemble is not None:
+        asked["ensemble"] = ensemble
     campaign.reporter.stage("sample", arm, round)
     stage = campaign.state.stage(
         "sample", asked, lambda: _sample(campaign, inputs, section, asked, (arm, round)), arm=arm, round=round
@@ -48,7 +55,7 @@ def candidates_of(campaign: Campaign, stage: Stage) -> Candidates:
     structures = stage.output["structures"]
     files = (str(campaign.artifacts.path(structures)),) if structures else ()
     named = f"sampled in round {stage.round}" + (f" ({stage.arm})" if stage.arm else "")
-    return Candidates(files, stage.output["index"], named)
+    return Candidates(files, stage.output["index"], named, stage.output.get("ensemble"))
 
 
 def starting_structures(section: SamplingSection) -> list[Atoms]:
@@ -72,7 +79,10 @@ def _sample(
         if other != folder:
             shutil.rmtree(other, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
-    last = _run(campaign, potential, section, folder, seed=campaign.config.seed + round)
+    carried = asked.get("ensemble")
+    starts = campaign.read([carried]) if carried else starting_structures(section)
+    options = section.run_options(campaign.config.seed + round, carried=carried is not None)
+    last, ensemble = _run(campaign, potential, starts, options, folder)
     with_frames = [path for path in (folder / "frames.extxyz",) if path.stat().st_size]
     frames = Pool.open(with_frames)[:] if with_frames else []
     checks = Checks(elements=potential.elements)
@@ -86,6 +96,8 @@ def _sample(
         "candidates": 0,
         "left_out": 0,
     }
+    if section.carry_on:
+        output["ensemble"] = campaign.keep(ensemble) or carried
     usable = [atoms for atoms in frames if atoms.info.get("acquired") or not section.only_acquired]
     kept = [atoms for atoms in usable if checks.check(atoms) is None]
     output["left_out"] = len(usable) - len(kept)
@@ -105,16 +117,21 @@ def _sample(
     return output
 
 
-def _run(campaign: Campaign, potential: Potential, section: SamplingSection, folder: Path, *, seed: int) -> Progress:
-    """Fills ``frames.extxyz`` in ``folder``, from the checkpoint there if a run was interrupted."""
+def _run(
+    campaign: Campaign, potential: Potential, starts: Sequence[Atoms], options: SampleOptions, folder: Path
+) -> tuple[Progress, list[Atoms]]:
+    """Fills ``frames.extxyz`` in ``folder``, from the checkpoint there if a run was interrupted; how far it came, and the
+    configurations it ended with.
+    """
     last = Progress("sampling", 0, None)
+    ensemble: list[Atoms] = []
     told = ("", 0)
 
     def tell(progress: Progress) -> None:
         nonlocal last, told
         last = progress
         stage, before = told
-        unit, total, now = _measure_of(progress, section)
+        unit, total, now = _measure_of(progress, options)
         if stage != progress.stage:
             if stage:
                 campaign.reporter.finish()
@@ -130,10 +147,11 @@ def _run(campaign: Campaign, potential: Potential, section: SamplingSection, fol
     with RunFiles(folder / "frames.extxyz", ended=folder / "ended.csv", marks=marks) as files:
         frames = run_sampling(
             potential,
-            starting_structures(section),
-            section.run_options(seed),
+            starts,
+            options,
             on_step=tell,
             on_ended=files.note,
+            on_ensemble=ensemble.extend,
             checkpoint=Checkpoint(path, files.marks),
         )
         for frame in frames:
@@ -141,16 +159,16 @@ def _run(campaign: Campaign, potential: Potential, section: SamplingSection, fol
         files.publish()
     if told[0]:
         campaign.reporter.finish()
-    return last
+    return last, ensemble
 
 
-def _measure_of(progress: Progress, section: SamplingSection) -> tuple[str, int, int]:
+def _measure_of(progress: Progress, options: SampleOptions) -> tuple[str, int, int]:
     """What a run is counted by: its steps where they end it, else journeys or acquired structures; of how many, how many."""
     if progress.stage != "sampling" or progress.steps is not None:
         return "steps", progress.steps or 0, progress.step
-    if section.iterations is not None:
-        return "journeys", section.iterations, min(progress.tally.journeys, default=0)
-    return "acquired", section.acquisitions or 0, progress.tally.acquired
+    if options.iterations is not None:
+        return "journeys", options.iterations, min(progress.tally.journeys, default=0)
+    return "acquired", options.acquisitions or 0, progress.tally.acquired
 
 
 def _held_out(campaign: Campaign, inputs: Inputs) -> set[str]:

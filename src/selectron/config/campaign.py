@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -113,6 +114,13 @@ class CampaignConfig(Section):
         rules = self.stop
         if self.validation is None and (rules.target or rules.plateau or rules.variance):
             raise ValueError("the stopping rules need a validation set: add the section validation")
+        sampling = self.sampling
+        acquired = sampling.acquisitions if sampling is not None and sampling.only_acquired else None
+        if self.baseline and (acquired or math.inf) <= self.budget.per_round:
+            raise ValueError(
+                f"a run of {acquired} acquisitions leaves nothing to choose for {self.budget.per_round} labels a round, so "
+                "that a random twin would do the same: leave baseline out, or acquire more than is labelled"
+            )
         held = [one for one in (self.test, self.validation) if one is not None and one.fraction is not None]
         if held and self.pool is None:
             raise ValueError("a fraction of the pool can be held out only where there is a pool: name files for test")

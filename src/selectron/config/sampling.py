@@ -24,6 +24,10 @@ class SamplingSection(SampleOptions):
     """What may be picked: structures at which a stopping criterion held, or all frames. Acquired structures where the run has
     stopping criteria, else frames, where it is not given."""
 
+    carry_on: bool = False
+    """Rounds after the first start where the particles of the round before ended, not from ``starts``; momenta, hills and
+    schedules begin anew."""
+
     @model_validator(mode="after")
     def _one_model(self) -> SamplingSection:
         if self.method in COMMITTEE:
@@ -37,10 +41,15 @@ class SamplingSection(SampleOptions):
         """Whether only acquired structures are candidates."""
         return self.candidates == "acquired" if self.candidates is not None else bool(self.criteria)
 
-    def run_options(self, seed: int) -> SampleOptions:
-        """The options of one run; ``seed`` is added to their own, and frames that nobody may pick are not made."""
+    def run_options(self, seed: int, *, carried: bool = False) -> SampleOptions:
+        """The options of one run; ``seed`` is added to their own, and frames that nobody may pick are not made.
+
+        A run that was ``carried`` over from another is not relaxed.
+        """
         values: dict[str, Any] = self.model_dump(include=set(SampleOptions.model_fields))
         values["seed"] = self.seed + seed
         if self.only_acquired:
             values["stride"] = 0
+        if carried:
+            values["initial"]["relax"] = False
         return SampleOptions.model_validate(values)

@@ -46,6 +46,7 @@ _LOOK_EVERY = 20  # steps between looks at what steps found, so that an accelera
 
 OnStep = Callable[[Progress], object]
 OnEnded = Callable[[Ended], object]
+OnEnsemble = Callable[[list[Atoms]], object]
 
 
 def run_sampling(
@@ -55,6 +56,7 @@ def run_sampling(
     *,
     on_step: OnStep | None = None,
     on_ended: OnEnded | None = None,
+    on_ensemble: OnEnsemble | None = None,
     checkpoint: Checkpoint | None = None,
 ) -> Iterator[Frame]:
     """The frames of a sampling run, one after the other: every ``options.stride`` steps, and what is acquired.
@@ -72,6 +74,8 @@ def run_sampling(
         options: what to do.
         on_step: told a :class:`Progress` about every 20 steps, and at the end.
         on_ended: told of every trajectory that broke.
+        on_ensemble: given the configurations that the run ends with, as starts of a run that goes on from them; one that
+            broke is replaced by another's. Empty where all broke.
         checkpoint: where the state goes.
 
     Raises SelectronError, before anything is computed, for starts, models and options that do not fit each other, and for
@@ -87,7 +91,7 @@ def run_sampling(
         saved = read_checkpoint(checkpoint.path)
         if saved is not None:
             check_identity(checkpoint.path, saved, identity_of(models, checked, options))
-    return _Run(models, checked, options, on_step, on_ended, checkpoint, saved).frames()
+    return _Run(models, checked, options, on_step, on_ended, on_ensemble, checkpoint, saved).frames()
 
 
 def identity_of(members: Sequence[Potential], starts: Sequence[Atoms], options: SampleOptions) -> dict[str, str]:
@@ -137,6 +141,7 @@ class _Run:
     options: SampleOptions
     on_step: OnStep | None
     on_ended: OnEnded | None
+    on_ensemble: OnEnsemble | None
     checkpoint: Checkpoint | None
     saved: Saved | None
 
@@ -172,6 +177,8 @@ class _Run:
             self._tell(found[-1], tally, thresholds, done)
         if self.on_step is not None and first_step == state.step:
             self.on_step(Progress("sampling", state.step, steps, tally=tally, thresholds=thresholds, finished=done))
+        if self.on_ensemble is not None:
+            self.on_ensemble(self._ensemble(prepared, state))
 
     @property
     def _steps(self) -> int | None:
@@ -275,6 +282,27 @@ class _Run:
             if stopped >= 0 or due:
                 tally.frames += 1
                 yield self._frame(found, index, prepared)
+
+    def _ensemble(self, prepared: _Prepared, state: Any) -> list[Atoms]:
+        """The E M configurations at ``state`` in the order in which :func:`initial_structures` takes them up."""
+        if self.one_moves:  # a particle whose journey broke stands where it set out
+            positions = state.standing.positions.cpu().numpy().reshape(len(prepared.structures), -1, 3)
+            whole = [True] * len(positions)
+        else:
+            stops = np.cumsum([len(atoms) for atoms in prepared.structures])[:-1]
+            positions = np.split(state.positions.cpu().numpy(), stops)
+            whole = (state.ended < 0).tolist()
+        good = [i for i, fine in enumerate(whole) if fine]
+        found = []
+        for particle in range(self.particles if good else 0):
+            for ensemble in range(self.options.ensembles):
+                index = ensemble * self.particles + particle
+                alike = [i for i in good if (i - index) % self.particles == 0] or good
+                chosen = index if whole[index] else alike[index % len(alike)]
+                atoms = prepared.structures[chosen].copy()
+                atoms.positions = positions[chosen]
+                found.append(atoms)
+        return found
 
     def _broke(self, ended: Ended, tally: Tally) -> None:
         tally.ended.append(ended)
