@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from selectron.screening import Screening
     from selectron.structures import Quarantine
 
-DEFAULT_FEATURES, DEFAULT_SELECTOR, DEFAULT_NOISE = "energy-ntk", "ipv", 1e-3
+DEFAULT_FEATURES, DEFAULT_SELECTOR, DEFAULT_NOISE = "energy-ntk", "isd", 1e-3
 
 
 def register(app: typer.Typer) -> None:

@@ -118,8 +118,8 @@ class FeaturesSection(Section):
 class SelectorSection(Section):
     """How a batch is chosen; see ``selectron selectors``."""
 
-    name: Literal["ipv", "isd", "irv", "lcmd", "maxdet", "fps", "kmeans++", "bait", "top-k", "herding", "random"] = (
-        "ipv"
+    name: Literal["isd", "ipv", "irv", "lcmd", "maxdet", "fps", "kmeans++", "bait", "top-k", "herding", "random"] = (
+        "isd"
     )
     """The selector."""
 

@@ -30,7 +30,7 @@ validation:                    # for the trainer and for stopping rules
 features:
   name: energy-ntk             # see 'selectron features'
 selector:
-  name: ipv                    # see 'selectron selectors'
+  name: isd                    # see 'selectron selectors'
 
 oracle:
   kind: gfn2-xtb               # or dft, mace, ase (any ASE calculator), gfn1-xtb
@@ -82,7 +82,7 @@ test:                          # here: all structures of the embedded pool, of m
 features:
   name: energy-ntk
 selector:
-  name: ipv
+  name: isd
 
 oracle:
   kind: gfn2-xtb
