@@ -55,6 +55,10 @@ def test_arms_train_in_turns_where_there_are_cores_and_give_what_they_give_one_a
     assert story(folder) == alone
     record = read_campaign(folder)
     assert all(one.costs["train"].wall_s > 0 for arm in record.arms for one in arm.rounds)
+    # what ran at the same time counts once by the clock, and each for itself in processor time
+    each = [one.costs["train"] for arm in record.arms for one in arm.rounds]
+    assert record.costs["train"].wall_s < 0.8 * sum(one.wall_s for one in each)
+    assert record.costs["train"].core_s == pytest.approx(sum(one.core_s for one in each))
     assert not list((folder / "scratch" / "training").iterdir())
 
 

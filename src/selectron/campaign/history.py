@@ -264,9 +264,18 @@ def _measured(stage: Stage, name: str, artifacts: Artifacts) -> Measured | None:
 
 
 def _costs(stages: Sequence[Stage]) -> dict[str, Cost]:
-    found: dict[str, Cost] = {}
+    """Times by kind of stage; by the clock those that ran at the same time count once."""
+    kinds: dict[str, list[Stage]] = {}
     for stage in stages:
         if stage.name != "stop":
-            before = found.get(stage.name, Cost(0.0, 0.0))
-            found[stage.name] = Cost(before.wall_s + stage.wall_s, before.core_s + stage.core_s)
-    return found
+            kinds.setdefault(stage.name, []).append(stage)
+    return {name: Cost(_elapsed(members), sum(one.core_s for one in members)) for name, members in kinds.items()}
+
+
+def _elapsed(stages: Sequence[Stage]) -> float:
+    """Seconds by the clock in which any of ``stages`` ran."""
+    total, last = 0.0, float("-inf")
+    for begin, end in sorted((one.started, one.started + one.wall_s) for one in stages):
+        total += max(0.0, end - max(begin, last))
+        last = max(last, end)
+    return total

@@ -169,8 +169,8 @@ class CampaignState:
             name: of the stage.
             inputs: all that the output depends on, as plain JSON; large things by the names of their artifacts.
             run: gives the output as plain JSON; whatever it writes beside artifacts must be harmless when repeated.
-                Entries ``core_s`` and ``wall_s`` stand for times that cannot be taken here: of work done elsewhere, or of
-                several stages at once.
+                Entries ``core_s``, ``wall_s`` and ``started`` stand for times that cannot be taken here: of work done
+                elsewhere, or of several stages at once.
             arm: which of the campaign's arms, "" for both.
             round: number of the round, 0 before the first.
         """
@@ -184,7 +184,8 @@ class CampaignState:
         output = dict(run())
         core_s = float(output.pop("core_s", core_seconds() - core))
         wall_s = float(output.pop("wall_s", time.perf_counter() - wall))
-        done = Stage(key, name, arm, round, dict(inputs), output, wall_s, core_s, started)
+        began = float(output.pop("started", started))
+        done = Stage(key, name, arm, round, dict(inputs), output, wall_s, core_s, began)
         row = (*done[:4], _json(done.inputs), _json(done.output), *done[6:])
         with self._explained(), self._connection:
             self._connection.execute(

@@ -6,7 +6,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +36,11 @@ class Job:
 
 @dataclass(eq=False)
 class _Running:
-    """A training that was started, and what it has cost so far, in seconds."""
+    """A training: when it was started, in seconds since 1970 and on the process's clock, and what it has cost so far."""
 
     steps: Generator[None, None, dict[str, Any]]
-    started: float
+    started: float = field(default_factory=time.time)
+    clock_s: float = field(default_factory=time.perf_counter)
     core_s: float = 0.0
     output: dict[str, Any] | None = None
     error: BaseException | None = None
@@ -77,7 +78,7 @@ class Trainings:
         live = [one for one in self._running.values() if one.output is None and one.error is None]
         while self._waiting and len(live) < self._at_once:
             job = self._waiting.pop(0)
-            live.append(_Running(_steps(self._campaign, job), time.perf_counter()))
+            live.append(_Running(_steps(self._campaign, job)))
             self._running[job] = live[-1]
         ended = False
         for one in live:
@@ -90,7 +91,8 @@ class Trainings:
                 one.error, ended = error, True
             one.core_s += core_seconds() - before
             if one.output is not None:
-                one.output |= {"core_s": one.core_s, "wall_s": time.perf_counter() - one.started}
+                wall_s = time.perf_counter() - one.clock_s
+                one.output |= {"core_s": one.core_s, "wall_s": wall_s, "started": one.started}
         return ended
 
     def close(self) -> None:
