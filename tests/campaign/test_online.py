@@ -84,6 +84,19 @@ def test_arms_that_carry_on_have_ensembles_of_their_own(play, tmp_path):
     assert runs["selected", 2].inputs["model"] != runs["random", 2].inputs["model"]
 
 
+def test_a_campaign_from_before_a_key_existed_is_begun_again_and_keeps_what_is_done(play, tmp_path):
+    play(carry_on=False)
+    before = story(tmp_path / "run")
+    state = CampaignState(tmp_path / "run")
+    config = state.fact("config")
+    del config["sampling"]["carry_on"]
+    state.set_facts({"config": config})
+    state.close()
+    begin_in(tmp_path / "campaign.yaml", tmp_path / "run")
+    run_quickly(tmp_path / "run")
+    assert story(tmp_path / "run") == before
+
+
 def test_a_campaign_that_is_gone_through_again_runs_nothing(play, tmp_path):
     play()
     before = story(tmp_path / "run")
