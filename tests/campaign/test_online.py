@@ -10,6 +10,7 @@ from selectron.campaign.history import read_campaign
 from selectron.campaign.state import CampaignState
 from selectron.config.campaign import CampaignConfig
 from selectron.config.load import load_yaml
+from selectron.config.sampling import SamplingSection
 from selectron.errors import SelectronError
 from selectron.structures import structure_hash
 
@@ -102,3 +103,13 @@ def test_a_campaign_that_is_gone_through_again_runs_nothing(play, tmp_path):
     before = story(tmp_path / "run")
     run_quickly(tmp_path / "run")
     assert story(tmp_path / "run") == before
+
+
+def test_a_run_that_carries_on_has_as_many_particles_as_it_began_with():
+    section = SamplingSection.model_validate(
+        {"starts": ["a.xyz"], "method": "langevin", "ensembles": 3, "carry_on": True}
+    )
+    assert section.run_options(0).particles is None  # one for each start
+    carried = section.run_options(0, carried=6)
+    assert (carried.particles, carried.ensembles) == (2, 3)
+    assert carried.initial.relax is False

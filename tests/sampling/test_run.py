@@ -339,3 +339,25 @@ def test_a_biased_committee_is_drawn_to_where_it_disagrees(method):
     )  # fmt: skip
     plain, _ = frames_of(members, [point(0.1, 0.0)], method="brownian", **options)
     assert (where(biased) ** 2).sum(1).mean() > 1.3 * (where(plain) ** 2).sum(1).mean()
+
+
+def test_a_run_that_goes_on_from_the_end_of_another_has_its_particles_where_they_were(mueller_brown):
+    options = {"method": "brownian", "particles": 2, "ensembles": 3, "steps": 20, "stride": 20, **SURFACE}
+    ended = []
+    frames = list(
+        run_sampling(mueller_brown, [point(), point(0.6, 0.0)], sample_options(options), on_ensemble=ended.extend)
+    )
+    assert [(frame.ensemble, frame.particle) for frame in frames] == list(itertools.product(range(3), range(2)))
+    taken_up = initial_structures(ended, [mueller_brown], sample_options(options))
+    np.testing.assert_array_equal([atoms.positions[0, :2] for atoms in taken_up], where(frames))
+
+
+def test_a_trajectory_that_broke_goes_on_from_where_it_set_out(mueller_brown):
+    steep = point(1.4, 2.2)
+    options = {"method": "brownian", "steps": 20, "geometry": {"max_force_eV_A": 5000.0}, **SURFACE}
+    ended, broken = [], []
+    calls = {"on_ensemble": ended.extend, "on_ended": broken.append}
+    assert list(run_sampling(mueller_brown, [point(), steep], sample_options(options), **calls)) == []
+    assert [one.particle for one in broken] == [1]
+    np.testing.assert_array_equal(ended[1].positions, steep.positions)
+    assert (ended[0].positions != point().positions).any()

@@ -38,26 +38,20 @@ class SelectorInfo(NamedTuple):
     weight: PoolWeight = PoolWeight.VARIANCE
 
 
+def _integrated(summary: str, weight: PoolWeight) -> SelectorInfo:
+    """A selector that lowers what ``weight`` makes of the variances, summed over the pool."""
+    needs = ("features", "noise", "pool_second_moment")
+    return SelectorInfo(summary, partial(select_ipv, weight=weight), needs, weight)
+
+
 SELECTORS: dict[str, SelectorInfo] = {
     "lcmd": SelectorInfo(
         "farthest member of the largest cluster around training set and picks", select_lcmd, ("features",)
     ),
-    "ipv": SelectorInfo(
-        "largest drop of the posterior variance summed over the pool",
-        select_ipv,
-        ("features", "noise", "pool_second_moment"),
-    ),
-    "isd": SelectorInfo(
-        "largest drop of the posterior standard deviation summed over the pool",
-        partial(select_ipv, weight=PoolWeight.DEVIATION),
-        ("features", "noise", "pool_second_moment"),
-        PoolWeight.DEVIATION,
-    ),
-    "irv": SelectorInfo(
-        "largest share of its posterior variance that each structure of the pool loses, summed",
-        partial(select_ipv, weight=PoolWeight.LOGARITHM),
-        ("features", "noise", "pool_second_moment"),
-        PoolWeight.LOGARITHM,
+    "ipv": _integrated("largest drop of the posterior variance summed over the pool", PoolWeight.VARIANCE),
+    "isd": _integrated("largest drop of the posterior standard deviation summed over the pool", PoolWeight.DEVIATION),
+    "irv": _integrated(
+        "largest share of its posterior variance that each structure of the pool loses, summed", PoolWeight.LOGARITHM
     ),
     "maxdet": SelectorInfo(
         "largest log determinant of the posterior covariance given the picks so far",

@@ -14,7 +14,8 @@ from selectron.campaign.inputs import Inputs
 from selectron.campaign.measuring import Predictions, finite, predict, summary
 from selectron.campaign.state import Stage, stage_key
 from selectron.campaign.trainings import Job, Trainings
-from selectron.potentials.threads import cores
+from selectron.cores import usable_cores
+from selectron.potentials.mace_files import load_mace
 from selectron.training.fine_tune import training_threads
 from selectron.training.labels import labelled
 
@@ -37,10 +38,10 @@ def train(campaign: Campaign, inputs: Inputs, round: int, wanted: Sequence[Wante
     jobs = [_job(campaign, inputs, round, one) for one in wanted]
     todo = [job for job in jobs if campaign.state.find(job.key) is None]
     _clear(campaign)
+    campaign.reporter.stage("train", " and ".join(job.arm for job in todo or jobs), round)
     with closing(Trainings(campaign, todo, at_once=_at_once(campaign, todo))) as trainings:
         stages = []
         for job in jobs:
-            campaign.reporter.stage("train", " and ".join(one.arm for one in todo) or job.arm, round)
             run = partial(trainings.result, job)
             stages.append(campaign.state.stage("train", job.asked, run, arm=job.arm, round=round))
         return stages
@@ -69,8 +70,9 @@ def _at_once(campaign: Campaign, jobs: Sequence[Job]) -> int:
     """How many of ``jobs`` may run at the same time; one on a GPU, whose memory they would have to share."""
     if len(jobs) < 2 or any(job.options.device != "cpu" or job.options.kind != "mace" for job in jobs):
         return 1
-    threads = max(training_threads(campaign.artifacts.path(job.asked["model"]), job.options) for job in jobs)
-    return max(1, cores() // threads)
+    models = {job.asked["model"]: job.options for job in jobs}
+    threads = max(training_threads(load_mace(campaign.artifacts.path(name)), how) for name, how in models.items())
+    return max(1, usable_cores() // threads)
 
 
 def measure(campaign: Campaign, inputs: Inputs, *, arm: str, round: int, model: str) -> Stage:

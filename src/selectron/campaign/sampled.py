@@ -81,7 +81,7 @@ def _sample(
     folder.mkdir(parents=True, exist_ok=True)
     carried = asked.get("ensemble")
     starts = campaign.read([carried]) if carried else starting_structures(section)
-    options = section.run_options(campaign.config.seed + round, carried=carried is not None)
+    options = section.run_options(campaign.config.seed + round, carried=len(starts) if carried else None)
     last, ensemble = _run(campaign, potential, starts, options, folder)
     with_frames = [path for path in (folder / "frames.extxyz",) if path.stat().st_size]
     frames = Pool.open(with_frames)[:] if with_frames else []
@@ -97,7 +97,7 @@ def _sample(
         "left_out": 0,
     }
     if section.carry_on:
-        output["ensemble"] = campaign.keep(ensemble) or carried
+        output["ensemble"] = campaign.keep(ensemble)
     usable = [atoms for atoms in frames if atoms.info.get("acquired") or not section.only_acquired]
     kept = [atoms for atoms in usable if checks.check(atoms) is None]
     output["left_out"] = len(usable) - len(kept)

@@ -41,15 +41,16 @@ class SamplingSection(SampleOptions):
         """Whether only acquired structures are candidates."""
         return self.candidates == "acquired" if self.candidates is not None else bool(self.criteria)
 
-    def run_options(self, seed: int, *, carried: bool = False) -> SampleOptions:
+    def run_options(self, seed: int, *, carried: int | None = None) -> SampleOptions:
         """The options of one run; ``seed`` is added to their own, and frames that nobody may pick are not made.
 
-        A run that was ``carried`` over from another is not relaxed.
+        A run that starts with ``carried`` configurations of another has as many particles, and relaxes none.
         """
         values: dict[str, Any] = self.model_dump(include=set(SampleOptions.model_fields))
         values["seed"] = self.seed + seed
         if self.only_acquired:
             values["stride"] = 0
-        if carried:
+        if carried is not None:
+            values["particles"] = carried // self.ensembles
             values["initial"]["relax"] = False
         return SampleOptions.model_validate(values)

@@ -8,6 +8,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
+from selectron.cores import usable_cores
+
 
 class ParslOptions(BaseModel):
     """Workers by Parsl: one of its configurations, or a simple description of one.
@@ -53,4 +55,4 @@ class ExecutionOptions(BaseModel):
         said = os.environ.get("OMP_NUM_THREADS", "")
         if said.isdecimal() and int(said) > 0:
             return int(said)
-        return max(1, len(os.sched_getaffinity(0)) // self.workers)
+        return max(1, usable_cores() // self.workers)

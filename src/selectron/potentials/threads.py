@@ -29,8 +29,3 @@ def is_small(module: torch.nn.Module | None) -> bool:
         return False
     parameters = list(module.parameters())
     return sum(p.numel() for p in parameters) < SMALL and all(p.device.type == "cpu" for p in parameters)
-
-
-def cores() -> int:
-    """How many processor cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -189,14 +189,19 @@ def _ended(record: CampaignRecord) -> str:
         return " ".join(parts)
     if record.process is not None:
         doing = record.activity
-        where = f" (round {doing.round}, {doing.arm} arm: {doing.stage})" if doing and doing.arm else ""
+        where = f" (round {doing.round}, {_arms(doing.arm)}: {doing.stage})" if doing and doing.arm else ""
         state = f"The campaign is still running{where}; this page shows it as it stands."
     else:
         where = ""
         if record.activity is not None and record.activity.arm:
-            where = f" in round {record.activity.round} of the {record.activity.arm} arm ({record.activity.stage})"
+            where = f" in round {record.activity.round} of the {_arms(record.activity.arm)} ({record.activity.stage})"
         state = f"The campaign was interrupted{where} and has not ended; selectron resume goes on where it stood."
     return " ".join([*parts, state])
+
+
+def _arms(names: str) -> str:
+    """What an activity belongs to: the selected arm, or the selected and random arms."""
+    return f"{names} arms" if " and " in names else f"{names} arm"
 
 
 def _lowered(sentence: str) -> str:

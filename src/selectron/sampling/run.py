@@ -74,8 +74,8 @@ def run_sampling(
         options: what to do.
         on_step: told a :class:`Progress` about every 20 steps, and at the end.
         on_ended: told of every trajectory that broke.
-        on_ensemble: given the configurations that the run ends with, as starts of a run that goes on from them; one that
-            broke is replaced by another's. Empty where all broke.
+        on_ensemble: given the configurations that the run ends with, as starts of a run that goes on from them; of a
+            trajectory that broke, where it set out.
         checkpoint: where the state goes.
 
     Raises SelectronError, before anything is computed, for starts, models and options that do not fit each other, and for
@@ -285,23 +285,22 @@ class _Run:
 
     def _ensemble(self, prepared: _Prepared, state: Any) -> list[Atoms]:
         """The E M configurations at ``state`` in the order in which :func:`initial_structures` takes them up."""
-        if self.one_moves:  # a particle whose journey broke stands where it set out
+        if self.one_moves:  # a particle whose journey broke stands where that set out
             positions = state.standing.positions.cpu().numpy().reshape(len(prepared.structures), -1, 3)
-            whole = [True] * len(positions)
         else:
             stops = np.cumsum([len(atoms) for atoms in prepared.structures])[:-1]
-            positions = np.split(state.positions.cpu().numpy(), stops)
             whole = (state.ended < 0).tolist()
-        good = [i for i, fine in enumerate(whole) if fine]
+            positions = [
+                now if fine else atoms.positions
+                for now, fine, atoms in zip(
+                    np.split(state.positions.cpu().numpy(), stops), whole, prepared.structures, strict=True
+                )
+            ]
         found = []
-        for particle in range(self.particles if good else 0):
-            for ensemble in range(self.options.ensembles):
-                index = ensemble * self.particles + particle
-                alike = [i for i in good if (i - index) % self.particles == 0] or good
-                chosen = index if whole[index] else alike[index % len(alike)]
-                atoms = prepared.structures[chosen].copy()
-                atoms.positions = positions[chosen]
-                found.append(atoms)
+        for index in np.arange(len(positions)).reshape(-1, self.particles).T.ravel():
+            atoms = prepared.structures[index].copy()
+            atoms.positions = positions[index]
+            found.append(atoms)
         return found
 
     def _broke(self, ended: Ended, tally: Tally) -> None:

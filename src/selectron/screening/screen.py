@@ -198,13 +198,13 @@ def _score_and_pick(
         candidates, training, scale, np.zeros(n), known, [], notes, features, posterior, np.full(n, np.nan), selector
     )
     weight = PoolWeight.VARIANCE if selector is None else SELECTORS[selector].weight
-    weighted = SecondMoment(features.dim)
+    weighted = None if weight is PoolWeight.VARIANCE else SecondMoment(features.dim)
     progress.start("variances", n)
     for places, rows in candidates.chunks():
         scaled = scale.apply(rows)
         variances = posterior.variance(scaled)
         result.variance[places] = variances.cpu().numpy()
-        if weight is not PoolWeight.VARIANCE:
+        if weighted is not None:
             counted = torch.from_numpy(np.flatnonzero(candidates.first[places] & ~known[places]))
             weighted.update(weight.weighted(scaled.take(counted), variances[counted]))
         if resolves_atoms(features):
@@ -216,8 +216,8 @@ def _score_and_pick(
     criterion = result.criterion(rank_by) if disagreement is None else disagreement
     open_places = np.flatnonzero(candidates.first & ~known)
     n_open, size = len(open_places), shortlist or max(ALL_CANDIDATES_UP_TO, budget)
-    plain = weight is PoolWeight.VARIANCE
-    picker = Picker(result, seed, candidates.moment.matrix * scale.factor**2 if plain else weighted.matrix)
+    moment = candidates.moment.matrix * scale.factor**2 if weighted is None else weighted.matrix
+    picker = Picker(result, seed, moment)
     drawn = round(by_chance * budget) if selector != "random" else 0
     if drawn and n_open:
         picker.draw(open_places, drawn)

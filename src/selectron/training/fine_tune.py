@@ -16,11 +16,12 @@ from ase import Atoms
 from ase.data import chemical_symbols
 
 from selectron import __version__
+from selectron.cores import usable_cores
 from selectron.errors import SelectronError
 from selectron.potentials.load import DTYPES, model_file
 from selectron.potentials.mace import MacePotential
 from selectron.potentials.mace_files import load_mace
-from selectron.potentials.threads import cores, is_small
+from selectron.potentials.threads import is_small
 from selectron.structures.atomic import atomic_output
 from selectron.training.evaluate import Errors, errors
 from selectron.training.labels import (
@@ -97,7 +98,7 @@ def training_steps(
     base = load_mace(base_path)
     name = str(model) if str(model) == "embedded" else base_path.stem
     dtype = _dtype(base, options)
-    options = options.model_copy(update={"threads": _threads(base, options)})
+    options = options.model_copy(update={"threads": training_threads(base, options)})
     potential = MacePotential(base, name=name, dtype=torch.float64, device=options.device, head=options.head)
     if potential.atomic_numbers != sorted(potential.atomic_numbers):
         raise SelectronError(
@@ -173,17 +174,11 @@ def _dtype(base: torch.nn.Module, options: TrainOptions) -> torch.dtype:
     return next(p.dtype for p in base.parameters() if p.is_floating_point())
 
 
-def training_threads(model: str | Path, options: TrainOptions) -> int:
-    """How many threads :func:`fine_tune` gives to the training of ``model``."""
+def training_threads(model: torch.nn.Module, options: TrainOptions) -> int:
+    """How many threads the training of ``model`` takes: as ``options`` say, else one for a small model and all for others."""
     if options.threads != "auto":
         return options.threads
-    return _threads(load_mace(model_file(str(model))), options)
-
-
-def _threads(base: torch.nn.Module, options: TrainOptions) -> int:
-    if options.threads != "auto":
-        return options.threads
-    return 1 if is_small(base) else cores()
+    return 1 if is_small(model) else usable_cores()
 
 
 def _about_isolated(potential: MacePotential, shift: ReferenceShift | None, isolated_eV: dict[str, float]) -> list[str]:
