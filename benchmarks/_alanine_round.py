@@ -207,7 +207,7 @@ def fitted(place: Path, picks: list[Atoms], bench: Bench, seed: int) -> tuple[Pa
         return None, {"failed": str(failure).splitlines()[0], "cost": clock.read()}
     facts = {
         "epochs": len([one for one in found.history if one.epoch >= 0]),
-        "best_epoch": found.best_epoch,
+        "best_epoch": found.kept_epoch,
         "trained_on": found.n_train,
         "validated_on": found.n_valid,
         "validation_before": plain_errors(found.before),

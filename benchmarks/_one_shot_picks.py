@@ -63,7 +63,7 @@ def methods() -> list[Method]:
     first += [Method("activation", "lcmd", by_chance=0.5)]
     first += [Method("joint-ntk", "lcmd", ratio=r, by_chance=0.5) for r in RATIOS]
     first += [Method(f, s, normalise="unit") for f in ("energy-ntk", "joint-ntk") for s in ("ipv", "lcmd")]
-    first += [Method("energy-ntk", "isd"), Method("energy-ntk", "irv"), Method("energy-ntk", "isd", normalise="unit")]
+    first += [Method("energy-ntk", s, normalise=n) for n in ("none", "unit") for s in ("isd", "irv")]
     rest = [Method("joint-ntk", "ipv", ratio=r) for r in RATIOS]
     rest += [Method(f, s) for s in SELECTORS for f in ntk]
     rest += [Method(f, s, normalise="per-atom") for s in ("ipv", "lcmd") for f in ntk]
@@ -71,7 +71,7 @@ def methods() -> list[Method]:
     return list(dict.fromkeys(first + rest))
 
 
-FIRST_TIER = 31
+FIRST_TIER = 32
 
 
 class Kept:

@@ -1,6 +1,6 @@
 """Fine-tuning in this process, as selectron.training.fine_tune does it, on selectron's faster layers of the same model.
 
-Losses, parameter groups, optimiser (Adam with amsgrad), clipping, moving average, schedule and the choice of the best epoch
+Losses, parameter groups, optimiser (Adam with amsgrad), clipping, moving average, schedule and the choice of the epoch
 are those of mace-torch; only the order in which structures are drawn differs. ``one_shot.py --check`` compares the two.
 """
 
@@ -18,6 +18,7 @@ from torch import Tensor
 from selectron.potentials.mace import MacePotential
 from selectron.structures.graphs import GraphBatch
 from selectron.training.labels import Labelled
+from selectron.training.mace_runner import TOLERANCE
 
 
 class Recipe(NamedTuple):
@@ -25,7 +26,8 @@ class Recipe(NamedTuple):
 
     ``gamma`` multiplies the learning rate after each epoch; ``loss`` is "weighted" (squares) or "l1" (|ΔE|/N and the
     norm of an atom's force error). ``replay`` is how many structures of old data join the new
-    ones; batches grow in proportion, so that the number of steps stays.
+    ones; batches grow in proportion, so that the number of steps stays. ``keep_last``: the result is the last epoch's model
+    unless its validation loss is a tenth above the lowest; otherwise it is the model of the lowest.
     """
 
     epochs: int = 40
@@ -39,6 +41,7 @@ class Recipe(NamedTuple):
     weight_decay: float = 5e-7
     clip_grad: float = 10.0
     replay: int = 0
+    keep_last: bool = False
 
 
 class _Batch(NamedTuple):
@@ -56,7 +59,7 @@ def train(
     *,
     replay: Sequence[Labelled] = (),
 ) -> tuple[MacePotential, int]:
-    """The model of the epoch with the lowest validation loss, as a potential in float32, and that epoch."""
+    """The model of the epoch that the recipe keeps, as a potential in float32, and that epoch."""
     potential = MacePotential(copy.deepcopy(model), dtype=torch.float32)
     potential.model.requires_grad_(True)
     parameters = list(potential.model.parameters())
@@ -67,7 +70,7 @@ def train(
     random = np.random.default_rng(seed)
     size = len(structures) // steps
     held_out = [_batch(potential, valid[i : i + 32]) for i in range(0, len(valid), 32)]
-    lowest, best, best_epoch, updates = math.inf, average, -1, 0
+    lowest, kept, kept_epoch, updates = math.inf, average, -1, 0
     for epoch in range(recipe.epochs):
         order = random.permutation(len(structures))
         for step in range(steps):
@@ -89,11 +92,12 @@ def train(
             _set(parameters, average)
         count = sum(len(batch.energies) for batch in held_out)
         loss = sum(_loss(potential, b, recipe, training=False).item() * len(b.energies) for b in held_out) / count
-        if loss < lowest:
-            lowest, best_epoch, best = loss, epoch, [p.detach().clone() for p in parameters]
+        lowest = min(loss, lowest)
+        if loss == lowest or (recipe.keep_last and epoch == recipe.epochs - 1 and loss < TOLERANCE * lowest):
+            kept_epoch, kept = epoch, [p.detach().clone() for p in parameters]
         _set(parameters, current)
-    _set(parameters, best)
-    return MacePotential(potential.model, dtype=torch.float32), best_epoch
+    _set(parameters, kept)
+    return MacePotential(potential.model, dtype=torch.float32), kept_epoch
 
 
 def _set(parameters: list[torch.nn.Parameter], values: list[Tensor]) -> None:

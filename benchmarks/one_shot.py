@@ -116,10 +116,10 @@ def old_data(case: Case, model: torch.nn.Module, count: int, seed: int) -> list[
 
 
 class Trained(NamedTuple):
-    """A trained model, the epoch it is of, and whether its atomic references were moved first."""
+    """A trained model, the epoch that it is of, and whether its atomic references were moved first."""
 
     potential: MacePotential
-    best_epoch: int
+    kept_epoch: int
     shift_applied: bool
 
 
@@ -148,7 +148,7 @@ def one(case: Case, kept: Kept, method: Method, seed: int, recipe: Recipe, sizes
         "method": method.label,
         "seed": seed,
         **numbers(errors(found.potential, case.test), [str(entry.atoms.info["tag"]) for entry in case.test]),
-        "best_epoch": found.best_epoch,
+        "kept_epoch": found.kept_epoch,
         "shift_applied": found.shift_applied,
         "mean_atoms_of_picks": round(float(np.mean([len(entry.atoms) for entry in chosen])), 2),
         "picks_by_kind": {tag: tags.count(tag) for tag in sorted(set(tags))},
@@ -160,10 +160,17 @@ def one(case: Case, kept: Kept, method: Method, seed: int, recipe: Recipe, sizes
 
 def options_of(recipe: Recipe, seed: int) -> TrainOptions:
     """The same recipe for ``fine_tune``."""
-    fields = {k: v for k, v in recipe._asdict().items() if k not in {"gamma", "loss", "replay"}}
+    fields = {k: v for k, v in recipe._asdict().items() if k not in {"gamma", "loss", "replay", "keep_last"}}
     loss = {"l1": "absolute", "weighted": "squares"}[recipe.loss]
     final_rate = recipe.gamma**recipe.epochs
-    return TrainOptions(**fields, loss=loss, final_rate=final_rate, seed=seed, threads=torch.get_num_threads())
+    return TrainOptions(
+        **fields,
+        loss=loss,
+        final_rate=final_rate,
+        seed=seed,
+        threads=torch.get_num_threads(),
+        keep="last" if recipe.keep_last else "best",
+    )
 
 
 def check(case: Case, recipe: Recipe, sizes: Any) -> dict[str, Any]:
@@ -264,7 +271,9 @@ def _asked(label: str, parts: list[str]) -> bool:
 
 
 EPOCHS = 20
-RECIPE = Recipe(learning_rate=0.01, loss="l1", energy_weight=100.0, forces_weight=10.0, ema=0.99, replay=100)
+RECIPE = Recipe(
+    learning_rate=0.01, loss="l1", energy_weight=100.0, forces_weight=10.0, ema=0.99, replay=100, keep_last=True
+)
 
 if __name__ == "__main__":
     main()

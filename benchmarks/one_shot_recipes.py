@@ -80,7 +80,7 @@ def one(case: Case, held: list[Labelled], recipe: Recipe, seed: int, sizes: Size
     return {
         "seed": seed,
         **measured(found.potential, case, held),
-        "best_epoch": found.best_epoch,
+        "kept_epoch": found.kept_epoch,
         "train_s": round(time.monotonic() - began, 1),
     }
 

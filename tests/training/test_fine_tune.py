@@ -71,12 +71,31 @@ def test_errors_fall_on_structures_that_were_held_out(full):
 
 def test_what_mace_torch_validates_is_what_we_measure(full):
     result, _ = full
-    first, best = result.history[0], result.history[result.best_epoch + 1]
-    assert best.valid_loss == min(one.valid_loss for one in result.history[1:])
-    for epoch, found in ((first, result.before), (best, result.after)):
+    first, kept = result.history[0], result.history[result.kept_epoch + 1]
+    for epoch, found in ((first, result.before), (kept, result.after)):
         assert epoch.force_rmse == pytest.approx(found.force_rmse, rel=1e-3)
         assert epoch.force_mae == pytest.approx(found.force_mae, rel=1e-3)
         assert epoch.energy_rmse_meV_atom == pytest.approx(found.energy_rmse_meV_atom, abs=0.2)
+
+
+def test_the_last_epoch_is_kept_unless_another_is_asked_for_or_its_loss_rose(full, reactive, tmp_path):
+    result, _ = full
+    assert result.kept_epoch == 3
+    wrong = []
+    for atoms in reactive[:12]:  # labels that pull the model away from the truth, so that its validation loss rises
+        copy = atoms.copy()
+        copy.calc = SinglePointCalculator(copy, energy=atoms.get_potential_energy(), forces=-3 * atoms.get_forces())
+        wrong.append(copy)
+    options = QUICK | {"epochs": 3, "divergence_factor": 100.0, "ema": None, "final_rate": 1.0}
+    rising = fine_tune("embedded", wrong, reactive[24:], TrainOptions(**options), tmp_path)
+    losses = [one.valid_loss for one in rising.history[1:]]
+    assert losses[-1] > 1.1 * min(losses)
+    assert rising.kept_epoch == np.argmin(losses) < 2
+    assert rising.after.force_rmse == pytest.approx(rising.history[rising.kept_epoch + 1].force_rmse, rel=1e-3)
+    (line,) = rising.warnings
+    assert f"rose by {100 * (losses[-1] / min(losses) - 1):.0f} % after epoch {rising.kept_epoch + 1} of 3" in line
+    last = fine_tune("embedded", wrong, reactive[24:], TrainOptions(**options, stage_two_start=1), tmp_path)
+    assert last.kept_epoch == 1 + np.argmin([one.valid_loss for one in last.history[2:]])
 
 
 def test_the_loss_counts_absolute_errors_of_energies_per_atom_and_lengths_of_force_errors(full, reactive):
@@ -135,7 +154,7 @@ def test_lora_changes_linear_layers_by_low_rank_and_nothing_else(lora):
 
 def test_two_stages_are_seen_and_the_last_is_kept(lora):
     assert [one.stage for one in lora.history] == [1, 1, 1, 2, 2]
-    assert lora.best_epoch in (2, 3)
+    assert lora.kept_epoch in (2, 3)
     assert lora.after.force_rmse < lora.before.force_rmse
 
 

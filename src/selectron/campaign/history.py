@@ -246,7 +246,7 @@ def _training(stage: Stage, artifacts: Artifacts) -> TrainingRecord:
     return TrainingRecord(
         failure=failure,
         structures=output["structures"],
-        best_epoch=output.get("best_epoch"),
+        kept_epoch=output.get("kept_epoch", output.get("best_epoch")),
         history=output["history"],
         references=output.get("references"),
         untouched=output.get("untouched"),

@@ -89,7 +89,7 @@ class TrainingRecord:
 
     failure: str | None
     structures: int
-    best_epoch: int | None
+    kept_epoch: int | None
     history: Sequence[Mapping[str, Any]]
     references: Mapping[str, Any] | None
     untouched: Mapping[str, Any] | None

@@ -130,7 +130,7 @@ def _steps(campaign: Campaign, job: Job) -> Generator[None, None, dict[str, Any]
         "structures": result.n_train,
         "validation_structures": result.n_valid,
         "history": [finite(epoch._asdict()) for epoch in result.history],
-        "best_epoch": result.best_epoch,
+        "kept_epoch": result.kept_epoch,
         "references": _references(result.references),
         "untouched": _totals(result.untouched),
         "before": _totals(result.before),

@@ -62,6 +62,9 @@ def train(
     batch_size: Annotated[int | None, typer.Option(help="Structures a step.", show_default="10")] = None,
     ema: Annotated[float | None, typer.Option(help="Decay of averaged parameters.", show_default="0.99")] = None,
     patience: Annotated[int | None, typer.Option(help="Epochs without a better loss.", show_default="no end")] = None,
+    keep: Annotated[
+        str | None, typer.Option(help="Which epoch's model is the result: auto, last or best.", show_default="auto")
+    ] = None,
     validation_fraction: Annotated[float | None, typer.Option(help="Without --valid.", show_default="0.1")] = None,
     replay: Annotated[list[str], typer.Option(help="Old labelled structures to mix in.")] = [],  # noqa: B006
     replay_count: Annotated[int | None, typer.Option(help="How many of them.", show_default="100")] = None,
@@ -101,6 +104,7 @@ def train(
         batch_size=batch_size,
         ema=ema,
         patience=patience,
+        keep=keep,
         validation_fraction=validation_fraction,
         replay=replay or None,
         replay_count=replay_count,
@@ -203,7 +207,7 @@ def _summarise(result: FineTuned, console: Console) -> None:
     if not result.improved:
         console.print("Warning: the new model is no better on the validation set than the old one.", highlight=False)
     console.print(
-        f"{result.n_train} structures to learn from, {result.n_valid} to judge by; best epoch {result.best_epoch + 1} of "
+        f"{result.n_train} structures to learn from, {result.n_valid} to judge by; epoch {result.kept_epoch + 1} kept of "
         f"{max(len(result.history) - 1, 0)}; {result.seconds:.0f} s, {result.core_s:.0f} core seconds",
         soft_wrap=True,
         highlight=False,

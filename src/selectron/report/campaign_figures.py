@@ -184,9 +184,9 @@ def losses(arm: ArmRecord) -> str:
                 linestyle=(0, (1, 1)) if key == "train_loss" else style,
             )
             every += values.tolist()
-            if key == "valid_loss" and one.training.best_epoch is not None:
-                best = np.flatnonzero(epochs == one.training.best_epoch + 1)
-                axes.plot(epochs[best], values[best], marker="o", markersize=4.5, color=colour, linestyle="none")
+            if key == "valid_loss" and one.training.kept_epoch is not None:
+                kept = np.flatnonzero(epochs == one.training.kept_epoch + 1)
+                axes.plot(epochs[kept], values[kept], marker="o", markersize=4.5, color=colour, linestyle="none")
         stages = {entry["stage"] for entry in history}
         if len(stages) > 1:
             turn = next(entry["epoch"] for entry in history if entry["stage"] == 2)

@@ -176,8 +176,8 @@ def _tuned(one: RoundRecord) -> str:
         return "" if one.round == 0 else "–"
     if one.training.failure:
         return '<span class="bad">failed, the model before was kept</span>'
-    best = "" if one.training.best_epoch is None else f", epoch {one.training.best_epoch + 1} kept"
-    return f"{one.training.structures:,} structures{best}"
+    kept = "" if one.training.kept_epoch is None else f", epoch {one.training.kept_epoch + 1} kept"
+    return f"{one.training.structures:,} structures{kept}"
 
 
 def comparison(record: CampaignRecord, curves: Mapping[str, Curve]) -> str:

@@ -144,7 +144,9 @@ def training_steps(
         _say_if_refused(run, name)
         raise
 
-    draft, best_epoch = trained_model(run, options)
+    draft, kept_epoch = trained_model(run, options)
+    if options.keeps_last and kept_epoch < history[-1].epoch:
+        warnings.append(_about_rise(history, kept_epoch))
     after = errors(_checked(draft, potential, options), validation)
     _refuse_diverged(before, after, options, run)
     with atomic_output(folder / OUTPUT, "wb") as stream:
@@ -155,7 +157,7 @@ def training_steps(
     return FineTuned(
         model_path=folder / OUTPUT,
         history=history,
-        best_epoch=best_epoch,
+        kept_epoch=kept_epoch,
         seconds=time.monotonic() - began,
         core_s=core_s,
         references=shift,
@@ -192,6 +194,16 @@ def _about_isolated(potential: MacePotential, shift: ReferenceShift | None, isol
         if chemical_symbols[z] in isolated_eV
     )
     return [f"Isolated atoms in the data are not trained on; they differ from the model's references by {each} eV."]
+
+
+def _about_rise(history: list[Epoch], kept_epoch: int) -> str:
+    """Why the result is not the last epoch's."""
+    losses = {one.epoch: one.valid_loss for one in history}
+    rise = 100 * (history[-1].valid_loss / losses[kept_epoch] - 1)
+    return (
+        f"The validation loss rose by {rise:.0f} % after epoch {kept_epoch + 1} of {history[-1].epoch + 1}, whose model is "
+        "kept: fewer epochs or old data to replay may do better."
+    )
 
 
 def _replayed(options: TrainOptions) -> list[Labelled]:

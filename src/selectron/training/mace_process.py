@@ -72,6 +72,7 @@ def settings_of(
     return {
         "arguments": [*arguments, *options.extra],
         "patience": options.patience,
+        "keep_last": options.keeps_last,
         "last_stage": options.stage_two_start or 0,
         "threads": options.threads,
         "rebuild": False,
@@ -165,7 +166,7 @@ def kept(run: Path) -> str:
 
 
 def trained_model(run: Path, options: TrainOptions) -> tuple[Path, int]:
-    """The model file of the last stage and the epoch it is from."""
+    """The model file of the last stage and the epoch that it is of."""
     two = options.stage_two_start is not None
     path = run / ("model_stagetwo.model" if two else "model.model")
     if not path.exists():

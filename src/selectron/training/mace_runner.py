@@ -6,13 +6,15 @@ loss, optimiser, schedule, steps, checkpoints) is mace-torch's. What differs fro
 * energies and forces come from selectron's layers where these cover the model and the interpreter has the same selectron;
 * the model to fine-tune is taken as it is, where mace-torch would build it anew and copy weights over;
 * no error tables and no TorchScript copy at the end;
+* with ``keep_last`` the result is the last epoch's model, unless its validation loss is far above the lowest: which of the last
+  epochs has the lowest loss on a small validation set is chance, and an early one is often a worse model;
 * ``patience`` works (in mace-torch 0.3.16 it has no effect in a single process, and a loss that is NaN counts as better);
 * a loss that is not finite ends the training at once;
 * it ends when the process that started it has gone.
 
-Usage: ``python mace_runner.py settings.json`` with ``{"arguments": [...], "patience": n | null, "last_stage": epoch,
-"rebuild": false, "threads": n, "layers": "auto" | "fast" | "plain", "selectron": version}``; writes ``outcome.json`` at the
-very end, and ``refused.txt`` where fast layers are asked for and cannot be had.
+Usage: ``python mace_runner.py settings.json`` with ``{"arguments": [...], "patience": n | null, "keep_last": true | false,
+"last_stage": epoch, "rebuild": false, "threads": n, "layers": "auto" | "fast" | "plain", "selectron": version}``; writes
+``outcome.json`` at the very end, and ``refused.txt`` where fast layers are asked for and cannot be had.
 """
 
 from __future__ import annotations
@@ -24,11 +26,14 @@ import sys
 import threading
 import time
 import warnings
+from contextlib import nullcontext
 from importlib import import_module
 from typing import Any
 
 NOT_FINITE = 3
 REFUSED = 4
+TOLERANCE = 1.1
+"""The last epoch's model is kept while its validation loss is below so many times the lowest."""
 
 
 class _Enough(Exception):
@@ -85,6 +90,8 @@ def main(path: str) -> None:
         """mace-torch's results file, with the CPU time so far; also where a training is ended early."""
 
         lowest: float = math.inf
+        epoch = -1
+        loss: float = math.inf
         waited = 0
 
         def log(self, d: dict[str, Any]) -> None:
@@ -95,6 +102,7 @@ def main(path: str) -> None:
                 sys.exit(NOT_FINITE)
             if d["mode"] != "eval" or d["epoch"] is None or d["epoch"] < settings["last_stage"]:
                 return
+            self.epoch, self.loss = int(d["epoch"]), loss
             self.waited = 0 if loss < self.lowest else self.waited + 1
             self.lowest = min(loss, self.lowest)
             if settings["patience"] is not None and self.waited >= settings["patience"]:
@@ -122,11 +130,22 @@ def main(path: str) -> None:
                 stream.write(reason)
             sys.exit(REFUSED)
 
+    def keep_last(model: Any, options: dict[str, Any]) -> None:
+        logger, average = options["logger"], options.get("ema")
+        if not logger.loss < TOLERANCE * logger.lowest:
+            trainer.logging.info("The validation loss rose after its lowest; the model of that epoch is kept.")
+            return
+        with average.average_parameters() if average is not None else nullcontext():
+            state = trainer.tools.CheckpointState(model, options["optimizer"], options["lr_scheduler"])
+            options["checkpoint_handler"].save(state=state, epochs=logger.epoch)
+
     def train(*, model: Any, valid_loaders: Any, **options: Any) -> None:
         loader = next(iter(valid_loaders.values()))
         choose_layers(model, loader, options.get("distributed_model") is not None)
         try:
             original_train(model=model, valid_loaders=valid_loaders, **options)
+            if settings["keep_last"]:
+                keep_last(model, options)
         except _Enough:
             trainer.logging.info("No better validation loss for %d epochs: enough.", settings["patience"])
         finally:

@@ -81,7 +81,7 @@ def train_mlp(
     return FineTuned(
         model_path=folder / OUTPUT,
         history=history,
-        best_epoch=len(history) - 2,
+        kept_epoch=len(history) - 2,
         seconds=time.monotonic() - wall,
         core_s=time.process_time() - core,
         references=None,

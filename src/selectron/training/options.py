@@ -90,6 +90,12 @@ class TrainOptions(BaseModel):
         ge=1,
         description="Stop after so many epochs of the last stage without a better validation loss; none: never.",
     )
+    keep: Literal["auto", "last", "best"] = Field(
+        "auto",
+        description="Which epoch's model is the result. last: the last one's, unless its validation loss is more than a tenth "
+        "above the lowest; best: that of the lowest validation loss; auto: last where the learning rate falls to "
+        "final_rate in one stage without patience, else best.",
+    )
     validation_fraction: float = Field(
         0.1, gt=0, lt=1, description="Share of the training set set aside where no validation set is given."
     )
@@ -160,6 +166,13 @@ class TrainOptions(BaseModel):
     def rate_factor(self) -> float | None:
         """By which the learning rate is multiplied after each epoch; None where the plateau scheduler rules."""
         return None if self.final_rate is None else float(self.final_rate ** (1 / self.epochs))
+
+    @property
+    def keeps_last(self) -> bool:
+        """Whether the last epoch's model is the result, as long as its validation loss is near the lowest."""
+        if self.keep != "auto":
+            return self.keep == "last"
+        return self.final_rate is not None and self.stage_two_start is None and self.patience is None
 
     @property
     def counts_squares(self) -> bool:

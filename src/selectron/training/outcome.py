@@ -19,12 +19,13 @@ class FineTuned(NamedTuple):
     """A training that came to an end, and what it was good for.
 
     ``before`` is the model with its new references, ``untouched`` the model as it was given; all errors are of the
-    validation set. ``core_s`` is CPU time of the training process, ``seconds`` wall time of everything.
+    validation set. ``kept_epoch`` is the epoch, counted from 0, whose model this is. ``core_s`` is CPU time of the training
+    process, ``seconds`` wall time of everything.
     """
 
     model_path: Path
     history: list[Epoch]
-    best_epoch: int
+    kept_epoch: int
     seconds: float
     core_s: float
     references: ReferenceShift | None
