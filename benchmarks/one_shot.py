@@ -206,6 +206,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--random-seeds", type=int, default=10)
     parser.add_argument("--epochs", type=int, help="of training; the result file then has them in its name")
+    parser.add_argument(
+        "--keep",
+        choices=["last", "best"],
+        default="last",
+        help="the model of the last epoch or of the lowest validation loss; the result file then has that in its name",
+    )
     parser.add_argument("--check", action="store_true", help="train one batch with fine_tune too")
     parser.add_argument("--draw", action="store_true", help="only draw what there is")
     arguments = parser.parse_args()
@@ -215,9 +221,12 @@ def main() -> None:
     sizes = QUICK if arguments.quick else POOL if arguments.case == "pool" else FULL
     epochs = arguments.epochs or (3 if arguments.quick else EPOCHS)
     replay = 0 if arguments.case in LEVEL_MODELS else RECIPE.replay
-    recipe = RECIPE._replace(epochs=epochs, gamma=0.02 ** (1 / epochs), replay=replay)
+    recipe = RECIPE._replace(
+        epochs=epochs, gamma=0.02 ** (1 / epochs), replay=replay, keep_last=arguments.keep == "last"
+    )
     name = f"one_shot_{arguments.case}{'_quick' if arguments.quick else ''}"
     name += f"_{epochs}_epochs" if arguments.epochs else ""
+    name += "_lowest_loss" if arguments.keep == "best" else ""
     path = arguments.output / f"{name}.json"
     if arguments.draw:
         draw(json.loads(path.read_text()), path.with_suffix(".png"))
