@@ -206,6 +206,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--random-seeds", type=int, default=10)
     parser.add_argument("--epochs", type=int, help="of training; the result file then has them in its name")
+    parser.add_argument("--picks", type=int, help="size of the batch; the result file then has it in its name")
     parser.add_argument(
         "--keep",
         choices=["last", "best"],
@@ -219,6 +220,7 @@ def main() -> None:
     if arguments.quick:
         arguments.first_tier, arguments.seeds, arguments.random_seeds = True, 1, 2
     sizes = QUICK if arguments.quick else POOL if arguments.case == "pool" else FULL
+    sizes = sizes._replace(picks=arguments.picks or sizes.picks)
     epochs = arguments.epochs or (3 if arguments.quick else EPOCHS)
     replay = 0 if arguments.case in LEVEL_MODELS else RECIPE.replay
     recipe = RECIPE._replace(
@@ -226,6 +228,7 @@ def main() -> None:
     )
     name = f"one_shot_{arguments.case}{'_quick' if arguments.quick else ''}"
     name += f"_{epochs}_epochs" if arguments.epochs else ""
+    name += f"_{sizes.picks}_picks" if arguments.picks else ""
     name += "_lowest_loss" if arguments.keep == "best" else ""
     path = arguments.output / f"{name}.json"
     if arguments.draw:

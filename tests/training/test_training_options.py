@@ -44,6 +44,12 @@ def test_the_learning_rate_falls_to_the_share_that_is_said_over_the_whole_traini
 
 def test_the_last_epoch_is_kept_where_the_rate_falls_in_one_stage():
     assert TrainOptions().keeps_last
-    for other in ({"final_rate": None}, {"patience": 5}, {"stage_two_start": 10}, {"preset": "paper-lora"}, {"keep": "best"}):
+    for other in (
+        {"final_rate": None},
+        {"patience": 5},
+        {"stage_two_start": 10},
+        {"preset": "paper-lora"},
+        {"keep": "best"},
+    ):
         assert not TrainOptions(**other).keeps_last
     assert TrainOptions(preset="paper-lora", keep="last").keeps_last
