@@ -78,24 +78,37 @@ def test_what_mace_torch_validates_is_what_we_measure(full):
         assert epoch.energy_rmse_meV_atom == pytest.approx(found.energy_rmse_meV_atom, abs=0.2)
 
 
-def test_the_last_epoch_is_kept_unless_another_is_asked_for_or_its_loss_rose(full, reactive, tmp_path):
-    result, _ = full
-    assert result.kept_epoch == 3
-    wrong = []
-    for atoms in reactive[:12]:  # labels that pull the model away from the truth, so that its validation loss rises
-        copy = atoms.copy()
-        copy.calc = SinglePointCalculator(copy, energy=atoms.get_potential_energy(), forces=-3 * atoms.get_forces())
-        wrong.append(copy)
-    options = QUICK | {"epochs": 3, "divergence_factor": 100.0, "ema": None, "final_rate": 1.0}
-    rising = fine_tune("embedded", wrong, reactive[24:], TrainOptions(**options), tmp_path)
-    losses = [one.valid_loss for one in rising.history[1:]]
+def pulled_away(reactive, factor):
+    """Structures whose force labels pull the model away from the truth, so that its validation loss rises."""
+    wrong = [atoms.copy() for atoms in reactive[:12]]
+    for copy, atoms in zip(wrong, reactive, strict=False):
+        copy.calc = SinglePointCalculator(copy, energy=atoms.get_potential_energy(), forces=factor * atoms.get_forces())
+    return wrong
+
+
+@pytest.mark.parametrize(("keep", "ema", "patience"), [("last", 0.9, None), ("best", None, None), ("last", None, 1)])
+def test_the_model_is_that_of_the_epoch_that_is_asked_for(reactive, tmp_path, keep, ema, patience):
+    options = TrainOptions(**QUICK | {"epochs": 3, "ema": ema, "keep": keep, "patience": patience})
+    result = fine_tune("embedded", pulled_away(reactive, -1), reactive[24:], options, tmp_path)
+    losses = [one.valid_loss for one in result.history[1:]]
+    assert min(losses) == losses[0] < losses[-1] < 1.1 * losses[0]
+    assert len(losses) == (2 if patience else 3)
+    assert result.kept_epoch == (len(losses) - 1 if keep == "last" else 0)
+    assert result.warnings == []
+    kept, other = (result.history[epoch].force_mae for epoch in ((-1, 1) if keep == "last" else (1, -1)))
+    assert abs(kept / other - 1) > 0.005
+    assert result.after.force_mae == pytest.approx(kept, rel=1e-3)
+
+
+def test_a_last_epoch_whose_loss_rose_by_more_than_a_tenth_is_not_kept(reactive, tmp_path):
+    options = TrainOptions(**QUICK | {"epochs": 3, "divergence_factor": 100.0, "ema": None, "final_rate": 1.0})
+    result = fine_tune("embedded", pulled_away(reactive, -3), reactive[24:], options, tmp_path)
+    losses = [one.valid_loss for one in result.history[1:]]
     assert losses[-1] > 1.1 * min(losses)
-    assert rising.kept_epoch == np.argmin(losses) < 2
-    assert rising.after.force_rmse == pytest.approx(rising.history[rising.kept_epoch + 1].force_rmse, rel=1e-3)
-    (line,) = rising.warnings
-    assert f"rose by {100 * (losses[-1] / min(losses) - 1):.0f} % after epoch {rising.kept_epoch + 1} of 3" in line
-    last = fine_tune("embedded", wrong, reactive[24:], TrainOptions(**options, stage_two_start=1), tmp_path)
-    assert last.kept_epoch == 1 + np.argmin([one.valid_loss for one in last.history[2:]])
+    assert result.kept_epoch == np.argmin(losses) < 2
+    assert result.after.force_rmse == pytest.approx(result.history[result.kept_epoch + 1].force_rmse, rel=1e-3)
+    (line,) = result.warnings
+    assert f"rose by {100 * (losses[-1] / min(losses) - 1):.0f} % after epoch {result.kept_epoch + 1} of 3" in line
 
 
 def test_the_loss_counts_absolute_errors_of_energies_per_atom_and_lengths_of_force_errors(full, reactive):

@@ -144,12 +144,12 @@ def main(path: str) -> None:
         choose_layers(model, loader, options.get("distributed_model") is not None)
         try:
             original_train(model=model, valid_loaders=valid_loaders, **options)
-            if settings["keep_last"]:
-                keep_last(model, options)
         except _Enough:
             trainer.logging.info("No better validation loss for %d epochs: enough.", settings["patience"])
         finally:
             vars(model).pop("forward", None)  # what is saved is mace-torch's alone
+        if settings["keep_last"]:
+            keep_last(model, options)
 
     class NoScript:
         @staticmethod
