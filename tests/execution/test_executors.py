@@ -1,6 +1,7 @@
 """Executors keep one contract: results, errors, threads, and an end that leaves nothing behind."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -124,3 +125,62 @@ def test_a_slurm_description_becomes_jobs_of_that_size(tmp_path):
     assert (provider.partition, provider.account, provider.walltime) == ("short", "abc", "02:00:00")
     assert (provider.nodes_per_block, provider.max_blocks, provider.cores_per_node) == (2, 3, 32)
     assert "OMP_NUM_THREADS=4" in provider.worker_init
+
+
+def slurm_is_up():
+    if shutil.which("sinfo") is None or shutil.which("sbatch") is None:
+        return False
+    said = subprocess.run(["sinfo", "-h", "-o", "%t"], capture_output=True, text=True, timeout=20)
+    return "idle" in said.stdout
+
+
+def on_slurm(tmp_path):
+    """One worker in a job of the cluster's default partition."""
+    activate = f"export PATH={Path(sys.executable).parent}:$PATH"
+    return ExecutionOptions(
+        kind="parsl",
+        workers=1,
+        threads=1,
+        parsl=ParslOptions(provider="slurm", walltime="00:10:00", worker_init=activate, folder=tmp_path / "parsl"),
+    )
+
+
+def jobs():
+    said = subprocess.run(["squeue", "-h", "-o", "%i %t"], capture_output=True, text=True, check=True)
+    return [line.split()[0] for line in said.stdout.splitlines() if not line.endswith("CG")]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not slurm_is_up(), reason="no SLURM with an idle node here")
+def test_labels_are_made_in_slurm_jobs_which_end_with_the_executor(tmp_path):
+    pytest.importorskip("parsl")
+    structures = [molecule(name) for name in ("H2O", "CH4", "NH3")]
+    before = set(jobs())
+    with LabelStore(tmp_path / "labels.db") as store, make_executor(on_slurm(tmp_path)) as executor:
+        assert executor.submit(os.getenv, "SLURM_JOB_ID").result(timeout=120) is not None
+        assert len(set(jobs()) - before) == 1
+        found = list(label_structures(structures, parse_oracle("gfn2-xtb"), store, executor=executor))
+        here = list(label_structures(structures, parse_oracle("gfn1-xtb"), store))
+        assert all(one.label is not None for one in [*found, *here])
+    deadline = time.monotonic() + 60
+    while set(jobs()) - before and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert not set(jobs()) - before
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not slurm_is_up(), reason="no SLURM with an idle node here")
+def test_a_cancelled_slurm_job_costs_no_label(tmp_path):
+    """The job is cancelled between labels: the structures of the first half are reused, the rest is labelled anew."""
+    pytest.importorskip("parsl")
+    structures = [molecule(name) for name in ("H2O", "CH4", "NH3", "HF")]
+    with LabelStore(tmp_path / "labels.db") as store:
+        with make_executor(on_slurm(tmp_path)) as executor:
+            job = executor.submit(os.getenv, "SLURM_JOB_ID").result(timeout=120)
+            first = list(label_structures(structures[:2], parse_oracle("gfn2-xtb"), store, executor=executor))
+            assert all(one.label is not None for one in first)
+            subprocess.run(["scancel", job], check=True)
+        with make_executor(on_slurm(tmp_path)) as executor:
+            found = list(label_structures(structures, parse_oracle("gfn2-xtb"), store, executor=executor))
+    assert sorted((one.index, one.reused) for one in found) == [(0, True), (1, True), (2, False), (3, False)]
+    assert all(one.label is not None for one in found)

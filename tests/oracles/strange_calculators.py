@@ -51,3 +51,26 @@ class Strange(Calculator):
         self.results["forces"] = -self.stiffness * r
         if first == "Ar":
             self.results["forces"] = np.full_like(r, np.nan)
+
+
+class Held(Calculator):
+    """Like a program that stays open: what it says depends on how often it was asked, and it has to be closed in the end."""
+
+    implemented_properties = ("energy", "forces")
+    closed = 0
+
+    def __init__(self):
+        super().__init__()
+        self.asked = 0
+
+    def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
+        super().calculate(atoms, properties, system_changes)
+        if atoms.symbols[0] == "Kr":
+            with open(os.path.join(self.directory, "held.out"), "w") as stream:
+                stream.write("*" * 70 + "\n *  [ABORT]  the licence server is asleep   *\n" + "*" * 70 + "\n")
+            raise RuntimeError("no answer")
+        self.results = {"energy": float(self.asked), "forces": np.zeros((len(atoms), 3))}
+        self.asked += 1
+
+    def close(self):
+        type(self).closed += 1

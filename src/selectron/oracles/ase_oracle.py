@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
+import re
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from ase import Atoms
-from ase.calculators.calculator import PropertyNotImplementedError
+from ase.calculators.calculator import FileIOCalculator, PropertyNotImplementedError
+from ase.calculators.genericfileio import GenericFileIOCalculator
 
 from selectron.errors import SelectronError
 from selectron.oracles.base import ElectronicState, Label, OracleFailure, checked, fingerprint_of, versions_of
@@ -17,7 +22,11 @@ from selectron.oracles.options import AseOptions
 
 
 class AseOracle:
-    """Calls the calculator in a folder of its own for each structure, so that nothing is left over from the one before."""
+    """Calls the calculator in a folder of its own for each structure, so that nothing is left over from the one before.
+
+    A calculator that can be closed holds a program open (CP2K's shell), with the state of the last structure in it: it is
+    closed after each structure, and made anew for the next.
+    """
 
     def __init__(self, options: AseOptions) -> None:
         self.options = options
@@ -52,17 +61,27 @@ class AseOracle:
             try:
                 energy_eV = ours.get_potential_energy(force_consistent=self.options.force_consistent)
                 forces = ours.get_forces(apply_constraint=False)
-                stress = ours.get_stress(voigt=False) if ours.pbc.all() and self._offers("stress") else None
+                stress = _stress(ours, calculator) if ours.pbc.all() else None
             except PropertyNotImplementedError as error:
                 raise OracleFailure(f"{self.name} does not give {error}", final=True) from None
             except Exception as error:  # whatever a third party's calculator raises
+                self._close()
                 self._last = None
                 reason = f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")
-                raise OracleFailure(f"{self.name}: {reason}") from None
+                raise OracleFailure(f"{self.name}: {reason}{_last_words(folder)}") from None
+            self._close()
         return checked(Label(float(energy_eV), forces, stress), atoms)
 
-    def _offers(self, name: str) -> bool:
-        return self._last is not None and name in self._last[1].implemented_properties
+    def _close(self) -> None:
+        close = getattr(self._last[1], "close", None) if self._last is not None else None
+        if callable(close):
+            self._last = None
+            with (
+                contextlib.suppress(Exception),
+                warnings.catch_warnings(),
+            ):  # a program that died need not be asked to end
+                warnings.simplefilter("ignore")
+                close()
 
     def _calculator(self, state: ElectronicState) -> Any:
         words = {"{charge}": state.charge, "{multiplicity}": state.multiplicity, "{unpaired}": state.multiplicity - 1}
@@ -104,6 +123,39 @@ def _filled(value: Any, words: dict[str, int]) -> Any:
     if isinstance(value, list):
         return [_filled(one, words) for one in value]
     return words.get(value, value) if isinstance(value, str) else value
+
+
+def _stress(atoms: Atoms, calculator: Any) -> np.ndarray | None:
+    """(3, 3) in eV/Å³ where the calculator gives it; a program that was not told to write it is not run again for it."""
+    if "stress" not in calculator.implemented_properties:
+        return None
+    a_program = isinstance(calculator, FileIOCalculator | GenericFileIOCalculator)
+    if a_program and "stress" not in calculator.results:
+        return None
+    with contextlib.suppress(PropertyNotImplementedError):
+        return atoms.get_stress(voigt=False)
+    return None
+
+
+def _last_words(folder: Path) -> str:
+    """The end of what the program wrote last in ``folder``, in brackets, without frames; empty where it wrote nothing."""
+    written = [path for path in folder.iterdir() if path.is_file() and path.suffix not in _INPUTS]
+    for path in sorted(written, key=lambda path: (path.suffix == ".err", -path.stat().st_mtime_ns)):
+        with path.open("rb") as stream:
+            stream.seek(max(0, path.stat().st_size - 4000))
+            end = stream.read()
+        if end and b"\0" not in end:
+            lines = (
+                re.sub(r"[^\w\s]{4,}", " ", line).strip("*|%#!/\\ \t_")
+                for line in end.decode(errors="replace").splitlines()
+            )
+            words = " ".join(" ".join(line for line in lines if re.search(r"\w{2}", line)).split())
+            return f" (end of {path.name}: ...{words[-_LAST_WORDS:]})" if words else ""
+    return ""
+
+
+_INPUTS = {".inp", ".in", ".pwi", ".xyz"}
+_LAST_WORDS = 300
 
 
 def _number(multiplicity: int | str) -> int:
