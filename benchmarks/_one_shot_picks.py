@@ -20,6 +20,8 @@ from selectron.training.labels import Labelled
 BATCH = 16
 SELECTORS = ("ipv", "isd", "irv", "lcmd", "maxdet", "fps", "bait", "top-k", "kmeans++", "herding")
 FEATURES = ("energy-ntk", "force-ntk", "joint-ntk", "activation", "soap")
+CONTROLS = ("random", "random-activation")
+"""The energy NTK and the activations of the same architecture with random parameters."""
 RATIOS = (0.1, 1.0, 10.0)
 
 
@@ -36,18 +38,24 @@ class Method(NamedTuple):
     by_chance: float = 0.0
 
     @property
+    def is_baseline(self) -> bool:
+        """Whether it is the baseline, which needs no features."""
+        return self.selector == "random"
+
+    @property
     def label(self) -> str:
         """How it is called in results."""
-        if self.features == "random":
+        if self.is_baseline:
             return "random"
         ratio = f" {self.ratio:g}:1" if self.features == "joint-ntk" else ""
         chance = f", {self.by_chance:.0%} by chance" if self.by_chance else ""
         rows = {"none": "", "per-atom": " per atom", "unit": " unit"}[self.normalise]
-        return f"{self.features}{ratio} {self.selector}{rows}{chance}"
+        features = "random-ntk" if self.features == "random" else self.features
+        return f"{features}{ratio} {self.selector}{rows}{chance}"
 
 
 def methods() -> list[Method]:
-    """All, in tiers of importance: every kind of feature, selector, normalisation and joint weight once, then the rest."""
+    """All, in tiers of importance: what decides defaults first, then every feature map and selector, summed and averaged."""
     ntk = FEATURES[:3]
     first = [Method("random", "random")]
     first += [Method(f, s) for s in ("ipv", "lcmd") for f in ntk]
@@ -65,9 +73,8 @@ def methods() -> list[Method]:
     first += [Method(f, s, normalise="unit") for f in ("energy-ntk", "joint-ntk") for s in ("ipv", "lcmd")]
     first += [Method("energy-ntk", s, normalise=n) for n in ("none", "unit") for s in ("isd", "irv")]
     rest = [Method("joint-ntk", "ipv", ratio=r) for r in RATIOS]
-    rest += [Method(f, s) for s in SELECTORS for f in ntk]
-    rest += [Method(f, s, normalise="per-atom") for s in ("ipv", "lcmd") for f in ntk]
-    rest += [Method(f, s) for f in FEATURES[3:] for s in SELECTORS]
+    rest += [Method(f, s, normalise=n) for n in ("none", "per-atom") for s in SELECTORS for f in FEATURES]
+    rest += [Method(f, s) for f in CONTROLS for s in ("isd", "lcmd")]
     return list(dict.fromkeys(first + rest))
 
 
@@ -123,7 +130,7 @@ def _part(rows: Rows, which: slice) -> Rows:
 
 def pick(method: Method, kept: Kept, pool: np.ndarray, budget: int, seed: int) -> np.ndarray:
     """Places among the candidates of the batch that ``method`` picks from ``pool``, as ``selectron select`` does."""
-    if method.features == "random":
+    if method.is_baseline:
         return np.random.default_rng([seed, 1]).permutation(pool)[:budget]
     by_chance = np.random.default_rng([seed, 1]).permutation(pool)[: round(method.by_chance * budget)]
     rest = np.setdiff1d(pool, by_chance)

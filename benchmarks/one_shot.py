@@ -262,7 +262,7 @@ def main() -> None:
     wanted = [m for m in every if not arguments.methods or _asked(m.label, arguments.methods)]
     for seed in range(max(arguments.seeds, arguments.random_seeds)):
         for method in wanted:
-            last = arguments.random_seeds if method.features == "random" else arguments.seeds
+            last = arguments.random_seeds if method.is_baseline else arguments.seeds
             if seed >= last or results.has(method.label, seed):
                 continue
             row = one(case, kept, method, seed, recipe, sizes)

@@ -18,12 +18,15 @@ from selectron.rows import Rows, one_row_each
 from selectron.screening import pick_rows, write_picks, write_scores
 from selectron.screening import screen as screen_function
 from selectron.screening.outputs import SCORE_COLUMNS
+from selectron.screening.vectors import structure_vectors
 from selectron.structures import Checks, Pool, Quarantine
 
 DIM, NOISE = 7, 1e-2
 
 # the package exports functions of the same names
-catalogue_module, screen_module = (import_module(f"selectron.screening.{name}") for name in ("catalogue", "screen"))
+catalogue_module, screen_module, representation_module = (
+    import_module(f"selectron.screening.{name}") for name in ("catalogue", "screen", "representation")
+)
 
 
 class PlaneWaves:
@@ -385,6 +388,36 @@ def test_picks_on_disk_say_where_they_come_from(screen, tmp_path):
         assert atoms.info["nearest_training"].split()[-1] == str(int(np.argmin(distances)))
         assert atoms.info["nearest_distance"] == pytest.approx(min(distances), rel=1e-4)
     assert [row.rank for row in pick_rows(screening)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("features", [SummedWaves(), PlaneWaves()])
+def test_each_structure_that_could_be_picked_is_represented_by_its_nearest_pick(
+    screen, tmp_path, monkeypatch, features
+):
+    fresh, train = molecules(40, 40), molecules(4, 41)
+    pool = [*fresh, fresh[3], train[0], *[fresh[7]] * 5]  # repeats and what is known stand for nothing
+    monkeypatch.setattr(representation_module, "CHUNK", 7)
+    screening = screen(pool, train, selector="isd", budget=5, features=features)
+    rows = [features.rows([atoms]) for atoms in fresh]
+    vectors = np.stack([structure_vectors(screening.scale.apply(one), features)[0].numpy() for one in rows])
+    apart = np.linalg.norm(vectors[:, None] - vectors[places(screening)], axis=2)
+    expected = np.bincount(apart.argmin(axis=1), minlength=5)
+    assert [pick.represents for pick in screening.picks] == expected.tolist()
+    assert expected.sum() == len(fresh)
+    weights = np.array([pick.weight for pick in screening.picks])
+    assert weights.mean() == pytest.approx(1.0)
+    np.testing.assert_allclose(weights**2 / expected, (weights**2 / expected)[0])
+    write_picks(screening, tmp_path / "picks.extxyz")
+    on_disk = read(tmp_path / "picks.extxyz", ":")
+    assert [atoms.info["represents"] for atoms in on_disk] == expected.tolist()
+    np.testing.assert_allclose([atoms.info["config_weight"] for atoms in on_disk], weights, rtol=1e-6)
+
+
+def test_a_random_batch_stands_for_its_pool_with_equal_weights(screen, tmp_path):
+    screening = screen(molecules(20, 42), selector="random", budget=5)
+    assert [(pick.represents, pick.weight) for pick in screening.picks] == [(None, 1.0)] * 5
+    write_picks(screening, tmp_path / "picks.extxyz")
+    assert all("config_weight" not in atoms.info for atoms in read(tmp_path / "picks.extxyz", ":"))
 
 
 def test_scores_on_disk(screen, tmp_path):

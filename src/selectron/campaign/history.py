@@ -207,6 +207,8 @@ def _picks(stage: Stage, labels: Stage | None, offset: int, artifacts: Artifacts
                 nearest=None if nearest is None else Source(nearest["source"], nearest["index"]),
                 nearest_round=None if nearest is None else nearest["round"],
                 distance=entry["distance"],
+                represents=entry.get("represents"),  # campaigns from before it was counted lack it
+                weight=entry.get("weight", 1.0),
                 labelled=None if label is None else label["ok"],
                 failure=None if label is None else label["reason"],
                 shared=label is not None and not shared.bought(label),

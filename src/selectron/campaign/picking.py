@@ -22,7 +22,7 @@ from selectron.campaign.stopping import calibrate, structure_errors, variance_lo
 from selectron.features import FeatureMap, FeatureOptions, FeatureStore, make_features
 from selectron.screening import Screening, screen
 from selectron.screening.atoms import nominal_rows
-from selectron.structures import Checks, Pool, Source
+from selectron.structures import WEIGHT_KEY, Checks, Pool, Source
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 
@@ -157,6 +157,7 @@ def _by_selector(campaign: Campaign, inputs: Inputs, request: Request) -> dict[s
         place = int(screening.catalogue.indices[one.place])
         entry = _entry(one.rank, int(index.places[place]), index.hash(place), whole, request)
         entry |= finite({"score": one.score, "variance": one.variance, "distance": one.nearest_distance})
+        entry |= {"represents": one.represents, "weight": one.weight}
         entry["nearest"] = _origin(campaign, known, one.nearest_training)
         picks.append(entry)
     return _kept(campaign, request, whole, [] if stop else picks) | {
@@ -290,6 +291,8 @@ def _entry(rank: int, place: int, key: str, pool: Pool, request: Request) -> dic
         "variance": None,
         "nearest": None,
         "distance": None,
+        "represents": None,
+        "weight": 1.0,
     }
 
 
@@ -308,6 +311,8 @@ def _kept(campaign: Campaign, request: Request, pool: Pool, picks: list[dict[str
         original = pool[entry["place"]]
         entry["formula"], entry["atoms"] = original.get_chemical_formula(), len(original)
         facts = {key: entry[key] for key in ("hash", "source", "source_index", "rank")}
+        if entry["weight"] != 1.0:
+            facts[WEIGHT_KEY] = entry["weight"]
         structures.append(bare(original, **facts, round=request.round))
     for entry in picks:
         if entry["distance"] is not None and not math.isfinite(entry["distance"]):

@@ -50,6 +50,8 @@ class PickRecord:
     | nearest          | the training structure nearest in feature space, or None                              |
     | nearest_round    | the round in which that was labelled, 0 for the initial training set                   |
     | distance         | to it                                                                                 |
+    | represents       | how many candidates are nearest to this pick of its batch; None for picks by chance   |
+    | weight           | what its label counts for in training, 1 in the mean of its batch                     |
     | labelled         | whether the oracle gave a label; None while it has not been asked                     |
     | failure          | the reason where it did not                                                           |
     | shared           | the same label was bought before: by the other arm, or by another campaign            |
@@ -69,6 +71,8 @@ class PickRecord:
     nearest: Source | None
     nearest_round: int | None
     distance: float | None
+    represents: int | None
+    weight: float
     labelled: bool | None
     failure: str | None
     shared: bool

@@ -65,6 +65,10 @@ def train(
     keep: Annotated[
         str | None, typer.Option(help="Which epoch's model is the result: auto, last or best.", show_default="auto")
     ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(help="given (config_weight, which picks carry) or equal.", show_default="given"),
+    ] = None,
     validation_fraction: Annotated[float | None, typer.Option(help="Without --valid.", show_default="0.1")] = None,
     replay: Annotated[list[str], typer.Option(help="Old labelled structures to mix in.")] = [],  # noqa: B006
     replay_count: Annotated[int | None, typer.Option(help="How many of them.", show_default="100")] = None,
@@ -105,6 +109,7 @@ def train(
         ema=ema,
         patience=patience,
         keep=keep,
+        weights=weights,
         validation_fraction=validation_fraction,
         replay=replay or None,
         replay_count=replay_count,

@@ -151,7 +151,8 @@ def _why(record: CampaignRecord) -> str:
     return (
         f"<p>Score is the criterion of the selector ({escaped(config.selector.name)}) when the structure was taken; "
         "variance its posterior variance at that time, in feature units squared; the nearest known structure is nearest in "
-        "feature space among all that were labelled before the round. Click a heading to sort.</p>"
+        "feature space among all that were labelled before the round. A pick stands for the candidates nearest to it, and "
+        "its label has that weight in training (the root, 1 in the mean). Click a heading to sort.</p>"
     )
 
 

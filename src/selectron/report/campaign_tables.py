@@ -98,11 +98,13 @@ def _picks_of(one: RoundRecord) -> str:
     by_score = any(pick.score is not None for pick in one.picks)
     named = any(_what(pick) for pick in one.picks)
     near = any(pick.nearest is not None for pick in one.picks)
+    stands = any(pick.represents is not None for pick in one.picks)
     head = [("rank", "n"), ("formula", "k")]
     head += [("what it is", "")] if named else []
     head += [("source", "k"), ("index", "n")]
     head += [("score", "n"), ("variance", "n")] if by_score else []
     head += [("nearest known structure", ""), ("distance", "n")] if near else []
+    head += [("stands for", "n"), ("weight", "n")] if stands else []
     head += [("label", "k" if all(pick.labelled is not False for pick in one.picks) else ""), ("cost", "n")]
     rows = []
     for pick in one.picks[:ROWS]:
@@ -111,6 +113,7 @@ def _picks_of(one: RoundRecord) -> str:
         row += [file_name(pick.source.path), f"{pick.source.index}\f{pick.source.index}"]
         row += ["by chance\f" if pick.score is None else _value(pick.score), _value(pick.variance)] if by_score else []
         row += [_nearest(pick), _value(pick.distance)] if near else []
+        row += [_stands_for(pick), _value(pick.weight)] if stands else []
         row += [_label(pick), f"{duration(pick.core_s)}\f{pick.core_s!r}" if pick.labelled is not None else "–\f"]
         rows.append(row)
     rest = len(one.picks) - len(rows)
@@ -133,6 +136,10 @@ def _what(pick: PickRecord) -> str:
 def file_name(path: str) -> str:
     """The last part of a path, made harmless."""
     return escaped(PurePath(path).name or path)
+
+
+def _stands_for(pick: PickRecord) -> str:
+    return "–\f" if pick.represents is None else f"{pick.represents:,}\f{pick.represents}"
 
 
 def _nearest(pick: PickRecord) -> str:

@@ -19,7 +19,7 @@ from selectron.screening.atoms import atom_variances, resolves_atoms
 from selectron.screening.catalogue import Catalogue
 from selectron.screening.result import Pick, Screening
 from selectron.screening.vectors import structure_vectors
-from selectron.structures import atomic_output, write_extxyz
+from selectron.structures import WEIGHT_KEY, atomic_output, write_extxyz
 
 SCORE_COLUMNS = (
     *("index", "source", "source_index", "formula", "n_atoms"),
@@ -31,9 +31,10 @@ def write_picks(screening: Screening, path: str | Path) -> int:
     """The picks as extended XYZ, best first; each one's ``info`` says where it comes from and why it was picked.
 
     Keys: source, source_index, rank, score, variance, features, selector, and nearest_training, nearest_distance where there is
-    a training set; the array ``atom_variance`` where exact force rows were computed. Picks by chance have the selector
-    ``chance`` and no score. An entry of the
-    pool under one of these names is kept as ``pool_<name>``.
+    a training set; represents, how many structures of the pool are nearest to this pick, and config_weight, what its label
+    counts for in training (mace-torch's name), unless the whole batch is random; the array ``atom_variance`` where exact force
+    rows were computed. Picks by chance have the selector ``chance`` and no score. An entry of the pool under one of these
+    names is kept as ``pool_<name>``.
     """
     return write_extxyz(path, (_annotated(pick, screening) for pick in screening.picks))
 
@@ -49,6 +50,8 @@ def _annotated(pick: Pick, screening: Screening) -> Atoms:
     }
     if not pick.by_chance:
         facts["score"] = _shown(pick.score)
+    if pick.represents is not None:
+        facts |= {"represents": pick.represents, WEIGHT_KEY: _shown(pick.weight)}
     if pick.nearest_training is not None:
         facts["nearest_training"] = f"{pick.nearest_training.path} {pick.nearest_training.index}"
         facts["nearest_distance"] = _shown(pick.nearest_distance or 0.0)

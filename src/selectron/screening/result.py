@@ -23,7 +23,8 @@ class Pick(NamedTuple):
 
     ``score`` is the selector's own criterion when it was picked (NaN where ``by_chance``), ``variance`` the posterior
     variance given the training set alone, ``nearest_training`` the source of the training structure nearest in feature space,
-    ``atom_variance`` (N,), where known, each atom's part of the variance.
+    ``atom_variance`` (N,), where known, each atom's part of the variance, ``represents`` how many structures of the pool are
+    nearest to this pick of the batch, and ``weight`` what its label counts for in training (1 in the mean of the batch).
     """
 
     rank: int
@@ -36,6 +37,8 @@ class Pick(NamedTuple):
     nearest_distance: float | None
     atom_variance: np.ndarray | None = None
     by_chance: bool = False
+    represents: int | None = None
+    weight: float = 1.0
 
 
 @dataclass

@@ -28,6 +28,7 @@ from selectron.screening.atoms import atom_variances, nominal_rows, resolves_ato
 from selectron.screening.catalogue import Catalogue, catalogue
 from selectron.screening.picking import Picker, resolve_picks
 from selectron.screening.progress import Progress, Silent
+from selectron.screening.representation import label_weights, represented
 from selectron.screening.result import CRITERIA, Screening
 from selectron.structures import Checks, Pool, Quarantine
 
@@ -248,6 +249,12 @@ def _score_and_pick(
         picker.select(places, budget - len(result.picks), criterion)
         progress.advance(1)
         progress.finish()
+    if selector != "random":  # a random batch stands for its pool as it is
+        counts = represented(result)
+        for place, (count, label_weight) in enumerate(
+            zip(counts.tolist(), label_weights(counts).tolist(), strict=True)
+        ):
+            result.picks[place] = result.picks[place]._replace(represents=count, weight=label_weight)
     if not n_open:
         notes.append("Nothing is left to pick: every structure of the pool stands in the training set.")
     elif len(result.picks) < budget:

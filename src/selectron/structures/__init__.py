@@ -15,12 +15,13 @@ from selectron.structures.pool import Pool
 from selectron.structures.quarantine import Quarantine, read_quarantine
 from selectron.structures.reader import Reader, Source, UnreadableFrame
 from selectron.structures.screening import usable_chunks
-from selectron.structures.writing import write_extxyz
+from selectron.structures.writing import WEIGHT_KEY, write_extxyz
 
 if TYPE_CHECKING:
     from selectron.structures.verlet import SkinList, refreshed, skin_list
 
 __all__ = [
+    "WEIGHT_KEY",
     "Checks",
     "Pool",
     "Quarantine",

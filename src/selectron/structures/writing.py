@@ -13,6 +13,9 @@ from ase.io.extxyz import write_xyz
 
 from selectron.structures.atomic import atomic_output
 
+WEIGHT_KEY = "config_weight"
+"""What a structure's label counts for in training, in ``info``; mace-torch's name."""
+
 
 def write_extxyz(path: str | Path, structures: Iterable[Atoms]) -> int:
     """Write ``structures`` one after the other to ``path`` and say how many there were.

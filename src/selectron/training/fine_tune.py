@@ -27,6 +27,7 @@ from selectron.training.evaluate import Errors, errors
 from selectron.training.labels import (
     Labelled,
     check_elements,
+    equally_weighted,
     labelled,
     split,
     without_isolated_atoms,
@@ -111,8 +112,11 @@ def training_steps(
     check_elements(old, potential.atomic_numbers, model=name)
     if not validation:
         training, validation = split(training, options.validation_fraction, options.seed)
-    if not training:
-        raise SelectronError("The training set is empty.")
+    validation = equally_weighted(validation)
+    if options.weights == "equal":
+        training = equally_weighted(training)
+    if not any(one.weight for one in training):
+        raise SelectronError("The training set is empty." if not training else "All labels have the weight 0.")
 
     untouched = errors(potential, validation)
     shift = shift_of_level(potential, training, options, isolated_eV)
@@ -136,7 +140,11 @@ def training_steps(
     )
     references_eV = reference_energies(potential) + (shift.shift_eV if shift is not None and shift.applied else 0.0)
     settings = settings_of(options, dtype, potential, references_eV, len(training) + len(old))
-    settings |= {"layers": options.layers, "selectron": __version__}
+    settings |= {
+        "layers": options.layers,
+        "selectron": __version__,
+        "weighted": any(one.weight != 1.0 for one in training),
+    }
     (run / "settings.json").write_text(json.dumps(settings, indent=1))
     try:
         history = yield from run_trainer(options, run, on_progress)
@@ -215,7 +223,7 @@ def _replayed(options: TrainOptions) -> list[Labelled]:
     with Pool.open(options.replay) as pool:
         count = min(options.replay_count, len(pool))
         chosen = np.sort(np.random.default_rng(options.seed).choice(len(pool), count, replace=False))
-        return labelled([pool[int(i)] for i in chosen], what="replay")
+        return equally_weighted(labelled([pool[int(i)] for i in chosen], what="replay"))
 
 
 def _shifts(shift: ReferenceShift, structures: Sequence[Labelled]) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,21 +13,23 @@ from ase.data import chemical_symbols
 
 from selectron.errors import SelectronError
 from selectron.structures.reader import UnreadableFrame
-from selectron.structures.writing import write_extxyz
+from selectron.structures.writing import WEIGHT_KEY, write_extxyz
 
 
 class Labelled(NamedTuple):
-    """A structure with its labels: energy in eV, forces (N, 3) in eV/Å, both float64."""
+    """A structure with its labels: energy in eV, forces (N, 3) in eV/Å, both float64; ``weight`` is its factor in the loss."""
 
     atoms: Atoms
     energy_eV: float
     forces: np.ndarray
+    weight: float = 1.0
 
 
 def labelled(structures: Iterable[Atoms], *, what: str = "training") -> list[Labelled]:
     """``structures`` with the energies and forces of their calculators, or of ``info`` and arrays (also as ``REF_…``).
 
-    Raises SelectronError for the first structure without a finite energy and finite forces.
+    Weights are those of ``info["config_weight"]``, else 1. Raises SelectronError for the first structure without a finite
+    energy and finite forces, or with a weight that is no number of at least 0.
     """
     found = []
     for index, atoms in enumerate(structures):
@@ -42,8 +45,19 @@ def labelled(structures: Iterable[Atoms], *, what: str = "training") -> list[Lab
         rows = np.asarray(forces, dtype=float)
         if rows.shape != (len(atoms), 3) or not (np.isfinite(float(energy)) and np.isfinite(rows).all()):
             raise SelectronError(f"{where.capitalize()} has an energy or forces that are not finite numbers.")
-        found.append(Labelled(atoms, float(energy), rows))
+        found.append(Labelled(atoms, float(energy), rows, _weight(atoms, where)))
     return found
+
+
+def _weight(atoms: Atoms, where: str) -> float:
+    given = atoms.info.get(WEIGHT_KEY, 1.0)
+    try:
+        weight = float(given)
+    except (TypeError, ValueError):
+        weight = math.nan
+    if not (math.isfinite(weight) and weight >= 0.0):
+        raise SelectronError(f"{where.capitalize()} has the {WEIGHT_KEY} {given!r}, which is no number of at least 0.")
+    return weight
 
 
 def _result(atoms: Atoms, name: str, other: Mapping[str, Any]) -> Any:
@@ -102,7 +116,7 @@ def without_isolated_atoms(structures: Sequence[Labelled]) -> tuple[list[Labelle
 
 
 def write_for_mace(path: Path, structures: Sequence[Labelled], energy_shifts_eV: np.ndarray | None = None) -> None:
-    """Extended XYZ with the keys that mace-torch reads by default (REF_energy, REF_forces, REF_stress), nothing else.
+    """Extended XYZ with the keys that mace-torch reads by default (REF_energy, REF_forces, REF_stress, config_weight).
 
     Whatever else a structure carries (a config_type, a head) would mean something to mace-torch, and is left out.
     """
@@ -116,10 +130,17 @@ def _plain(one: Labelled, shift_eV: float) -> Atoms:
     atoms = Atoms(one.atoms.numbers, one.atoms.positions, cell=one.atoms.cell, pbc=one.atoms.pbc)
     atoms.info["REF_energy"] = one.energy_eV + float(shift_eV)
     atoms.arrays["REF_forces"] = one.forces
+    if one.weight != 1.0:
+        atoms.info[WEIGHT_KEY] = one.weight
     stress = stress_of(one.atoms)
     if stress is not None:
         atoms.info["REF_stress"] = stress[[0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]]
     return atoms
+
+
+def equally_weighted(structures: Iterable[Labelled]) -> list[Labelled]:
+    """The same with weights of 1."""
+    return [one._replace(weight=1.0) for one in structures]
 
 
 def split(structures: Sequence[Labelled], fraction: float, seed: int) -> tuple[list[Labelled], list[Labelled]]:

@@ -8,12 +8,14 @@ loss, optimiser, schedule, steps, checkpoints) is mace-torch's. What differs fro
 * no error tables and no TorchScript copy at the end;
 * with ``keep_last`` the result is the last epoch's model, unless its validation loss is far above the lowest: which of the last
   epochs has the lowest loss on a small validation set is chance, and an early one is often a worse model;
+* weights of structures count in the force term of the absolute loss too, where mace-torch leaves them out;
 * ``patience`` works (in mace-torch 0.3.16 it has no effect in a single process, and a loss that is NaN counts as better);
 * a loss that is not finite ends the training at once;
 * it ends when the process that started it has gone.
 
 Usage: ``python mace_runner.py settings.json`` with ``{"arguments": [...], "patience": n | null, "keep_last": true | false,
-"last_stage": epoch, "rebuild": false, "threads": n, "layers": "auto" | "fast" | "plain", "selectron": version}``; writes
+"last_stage": epoch, "rebuild": false, "threads": n, "weighted": true | false, "layers": "auto" | "fast" | "plain",
+"selectron": version}``; writes
 ``outcome.json`` at the very end, and ``refused.txt`` where fast layers are asked for and cannot be had.
 """
 
@@ -68,6 +70,18 @@ def _fast_forward(model: Any, data: Any, version: str) -> tuple[Any, str]:
     return forward, ""
 
 
+def _weigh_forces() -> None:
+    """Structures' weights in the mean length of an atom's force error, as they are in all other terms of mace-torch."""
+    losses: Any = import_module("mace.modules.loss")
+
+    def mean_normed_error_forces(ref: Any, pred: Any, ddp: bool | None = None) -> Any:
+        lengths = (ref["forces"] - pred["forces"]).norm(dim=-1)
+        weights = ref.weight.repeat_interleave(ref.ptr[1:] - ref.ptr[:-1])
+        return losses.reduce_loss(weights * lengths, ddp)
+
+    losses.mean_normed_error_forces = mean_normed_error_forces
+
+
 def main(path: str) -> None:
     """Trains as the settings file ``path`` says, in the working folder."""
     _end_with_parent()
@@ -85,6 +99,9 @@ def main(path: str) -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)  # scatter sums in one order, however many threads
     deterministic: Any = import_module("torch.utils.deterministic")
     deterministic.fill_uninitialized_memory = False  # nothing reads it; filling costs a seventh of a step
+
+    if settings["weighted"]:
+        _weigh_forces()
 
     class Logger(trainer.tools.MetricsLogger):
         """mace-torch's results file, with the CPU time so far; also where a training is ended early."""

@@ -96,6 +96,11 @@ class TrainOptions(BaseModel):
         "above the lowest; best: that of the lowest validation loss; auto: last where the learning rate falls to "
         "final_rate in one stage without patience, else best.",
     )
+    weights: Literal["given", "equal"] = Field(
+        "given",
+        description="What labels count for in the loss. given: as their config_weight says, which picks carry for what they "
+        "stand for in the pool; equal: all the same. Validation and replayed structures always count the same.",
+    )
     validation_fraction: float = Field(
         0.1, gt=0, lt=1, description="Share of the training set set aside where no validation set is given."
     )
