@@ -15,6 +15,7 @@ from selectron.features.base import normalised
 from selectron.features.registry import FeatureOptions
 from selectron.potentials import load_potential
 from selectron.rows import Rows, concatenate
+from selectron.screening.representation import label_weights
 from selectron.training.labels import Labelled
 
 BATCH = 16
@@ -28,7 +29,9 @@ RATIOS = (0.1, 1.0, 10.0)
 class Method(NamedTuple):
     """``ratio`` is w_E / w_F of the joint kernel and means nothing elsewhere; ``normalise`` is that of ``FeatureOptions``.
 
-    ``by_chance`` is the share of the batch that is drawn at random first; the selector takes it as known.
+    ``by_chance`` is the share of the batch that is drawn at random first; the selector takes it as known. ``weighed``: labels
+    weigh the root of how many structures of the pool are nearest to theirs, as ``selectron select`` says and
+    ``selectron train`` does; for random picks nearest by the energy NTK.
     """
 
     features: str
@@ -36,6 +39,7 @@ class Method(NamedTuple):
     normalise: str = "none"
     ratio: float = 0.1
     by_chance: float = 0.0
+    weighed: bool = False
 
     @property
     def is_baseline(self) -> bool:
@@ -45,13 +49,14 @@ class Method(NamedTuple):
     @property
     def label(self) -> str:
         """How it is called in results."""
+        weighed = ", weighed" if self.weighed else ""
         if self.is_baseline:
-            return "random"
+            return f"random{weighed}"
         ratio = f" {self.ratio:g}:1" if self.features == "joint-ntk" else ""
         chance = f", {self.by_chance:.0%} by chance" if self.by_chance else ""
         rows = {"none": "", "per-atom": " per atom", "unit": " unit"}[self.normalise]
         features = "random-ntk" if self.features == "random" else self.features
-        return f"{features}{ratio} {self.selector}{rows}{chance}"
+        return f"{features}{ratio} {self.selector}{rows}{chance}{weighed}"
 
 
 def methods() -> list[Method]:
@@ -72,13 +77,15 @@ def methods() -> list[Method]:
     first += [Method("joint-ntk", "lcmd", ratio=r, by_chance=0.5) for r in RATIOS]
     first += [Method(f, s, normalise="unit") for f in ("energy-ntk", "joint-ntk") for s in ("ipv", "lcmd")]
     first += [Method("energy-ntk", s, normalise=n) for n in ("none", "unit") for s in ("isd", "irv")]
+    first += [Method("energy-ntk", "isd", normalise=n, weighed=True) for n in ("none", "unit")]
+    first += [Method("random", "random", weighed=True)]
     rest = [Method("joint-ntk", "ipv", ratio=r) for r in RATIOS]
     rest += [Method(f, s, normalise=n) for n in ("none", "per-atom") for s in SELECTORS for f in FEATURES]
     rest += [Method(f, s) for f in CONTROLS for s in ("isd", "lcmd")]
     return list(dict.fromkeys(first + rest))
 
 
-FIRST_TIER = 32
+FIRST_TIER = 35
 
 
 class Kept:
@@ -154,3 +161,14 @@ def pick(method: Method, kept: Kept, pool: np.ndarray, budget: int, seed: int) -
         seed=seed,
     )
     return np.concatenate([by_chance, rest[selection.indices.cpu().numpy()]])
+
+
+def weights(method: Method, kept: Kept, pool: np.ndarray, picks: np.ndarray) -> np.ndarray:
+    """(picks,) what the labels of a batch weigh; 1 each where the method does not weigh them."""
+    if not method.weighed:
+        return np.ones(len(picks))
+    _, candidates = kept.rows(Method("energy-ntk", "isd") if method.is_baseline else method)
+    assert bool((candidates.counts == 1).all()), "distances of structures are those of single rows here"
+    values = candidates.values.double()
+    nearest = torch.cdist(values[pool], values[picks]).argmin(dim=1)
+    return label_weights(np.bincount(nearest.numpy(), minlength=len(picks)))

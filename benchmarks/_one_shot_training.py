@@ -48,6 +48,7 @@ class _Batch(NamedTuple):
     graph: GraphBatch
     energies: Tensor
     forces: Tensor
+    weights: Tensor
 
 
 def train(
@@ -119,7 +120,8 @@ def _batch(potential: MacePotential, structures: list[Labelled]) -> _Batch:
     graph = potential.batch([one.atoms for one in structures])
     energies = torch.tensor([one.energy_eV for one in structures], dtype=torch.float64)
     forces = torch.from_numpy(np.concatenate([one.forces for one in structures]))
-    return _Batch(graph, energies.to(potential.device), forces.to(potential.device, potential.dtype))
+    weights = torch.tensor([one.weight for one in structures], dtype=torch.float64, device=potential.device)
+    return _Batch(graph, energies.to(potential.device), forces.to(potential.device, potential.dtype), weights)
 
 
 def _loss(potential: MacePotential, batch: _Batch, recipe: Recipe, *, training: bool) -> Tensor:
@@ -127,8 +129,11 @@ def _loss(potential: MacePotential, batch: _Batch, recipe: Recipe, *, training: 
     forces = -torch.autograd.grad(differentiable.energies.sum(), differentiable.positions, create_graph=training)[0]
     energy_errors = (differentiable.energies.double() - batch.energies) / batch.graph.counts
     force_errors = forces - batch.forces
+    of_atoms = batch.weights.repeat_interleave(batch.graph.counts).to(forces.dtype)
     if recipe.loss == "l1":
-        energy, force = energy_errors.abs().mean(), torch.linalg.vector_norm(force_errors, dim=1).mean()
+        energy = (batch.weights * energy_errors.abs()).mean()
+        force = (of_atoms * torch.linalg.vector_norm(force_errors, dim=1)).mean()
     else:
-        energy, force = energy_errors.square().mean(), force_errors.square().mean()
+        energy = (batch.weights * energy_errors.square()).mean()
+        force = (of_atoms[:, None] * force_errors.square()).mean()
     return recipe.energy_weight * energy + recipe.forces_weight * force

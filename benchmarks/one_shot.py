@@ -31,7 +31,7 @@ import torch
 from _common import add_common_arguments, machine_facts
 from _one_shot_cases import FULL, LEVEL_MODELS, POOL, QUICK, Case, load_case
 from _one_shot_figure import draw, summary_lines
-from _one_shot_picks import FIRST_TIER, Kept, Method, methods, pick
+from _one_shot_picks import FIRST_TIER, Kept, Method, methods, pick, weights
 from _one_shot_training import Recipe, train
 from selectron.campaign.measuring import predict
 from selectron.features import default_cache
@@ -140,7 +140,8 @@ def one(case: Case, kept: Kept, method: Method, seed: int, recipe: Recipe, sizes
     began = time.monotonic()
     pool = np.sort(np.random.default_rng([seed, 0]).permutation(len(case.candidates))[: sizes.pool])
     picks = pick(method, kept, pool, sizes.picks, seed)
-    chosen = [case.candidates[i] for i in picks]
+    weighed = weights(method, kept, pool, picks)
+    chosen = [case.candidates[i]._replace(weight=float(w)) for i, w in zip(picks, weighed, strict=True)]
     picked = time.monotonic()
     found = trained_on(case, chosen, recipe, seed)
     tags = [str(entry.atoms.info["tag"]) for entry in chosen]
@@ -153,6 +154,7 @@ def one(case: Case, kept: Kept, method: Method, seed: int, recipe: Recipe, sizes
         "mean_atoms_of_picks": round(float(np.mean([len(entry.atoms) for entry in chosen])), 2),
         "picks_by_kind": {tag: tags.count(tag) for tag in sorted(set(tags))},
         "picks": [int(i) for i in picks],
+        **({"weights": [round(float(w), 4) for w in weighed]} if method.weighed else {}),
         "select_s": round(picked - began, 1),
         "train_s": round(time.monotonic() - picked, 1),
     }

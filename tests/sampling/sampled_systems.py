@@ -167,8 +167,9 @@ def asynchronous_skmd(
         force, here = evaluate(moving)
         b = stein_bias(active, here, descriptors, forces, jacobians, bandwidth, kT, amplitude)
         scale = step_size * (count if form == "sum" else 1)
-        drift = scale * (alpha / count * force + b)
-        moving = moving + drift + np.sqrt(2 * scale * alpha * kT / count) * noises[step]
+        own = alpha if form == "full" else alpha / count
+        drift = scale * (own * force + b)
+        moving = moving + drift + np.sqrt(2 * scale * own * kT) * noises[step]
         path.append(moving.copy())
         age += 1
         if age == stop_after:

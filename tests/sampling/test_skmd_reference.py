@@ -62,7 +62,7 @@ def flat_noise(seed, steps, shape, free):
     return np.array([(one * free).reshape(-1) for one in drawn])
 
 
-@pytest.mark.parametrize(("form", "alpha"), [("sum", 1.0), ("mean", 1.0), ("sum", 0.4)])
+@pytest.mark.parametrize(("form", "alpha"), [("sum", 1.0), ("mean", 1.0), ("sum", 0.4), ("full", 1.3)])
 def test_a_whole_asynchronous_trajectory_follows_the_papers_equations(form, alpha):
     steps, every, step_size = 66, 7, 2e-4
     system = plane(MuellerBrown(), STARTS)
@@ -209,6 +209,25 @@ def test_the_two_forms_are_one_process_in_two_units_of_time():
         return run(skmd(system, particles=5, stepping=stepping, seed=2, watch=watch), 20)[1]
 
     for one, other in zip(path("sum", 1e-4), path("mean", 5e-4), strict=True):
+        torch.testing.assert_close(one.positions, other.positions, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("make", [skmd, synchronous_skmd])
+def test_the_full_form_is_langevin_dynamics_where_the_kernel_is_nothing_and_the_mean_form_with_alpha_m(make):
+    system = plane(MuellerBrown(), STARTS)
+
+    def path(amplitude, **stepping):
+        how = Stepping(KT, 1e-4, **stepping, **NEVER_LIMITED)
+        watch = Watch((fixed_steps(3),), NO_LIMITS)
+        stein = SteinKernel(amplitude=amplitude)
+        return run(make(system, particles=5, stepping=how, stein=stein, seed=2, watch=watch), 20)[1]
+
+    for amplitude in (1.0, 4.0):
+        for one, other in zip(
+            path(amplitude, form="full"), path(amplitude, form="mean", gradient_scale=5.0), strict=True
+        ):
+            torch.testing.assert_close(one.positions, other.positions, atol=1e-12, rtol=0)
+    for one, other in zip(path(1e-300, form="full"), path(1e-300, form="sum"), strict=True):
         torch.testing.assert_close(one.positions, other.positions, atol=1e-12, rtol=0)
 
 

@@ -295,8 +295,9 @@ class SampleOptions(Section):
     kernel: KernelOptions = KernelOptions()
     """The kernel of SKMD."""
 
-    form: Literal["sum", "mean"] = "sum"
-    """Whether the right-hand side of SKMD, eq. 5a, is multiplied by the number of particles."""
+    form: Literal["sum", "mean", "full"] = "sum"
+    """How SKMD weighs a particle's own force against the bias. mean: 1/M of the force and the mean over the others, as eq. 5a
+    is understood; sum: the same M times as fast; full: all of the force and the mean over the others."""
 
     gradient_scale: Positive = 1.0
     """α: weight of a particle's own force in SKMD."""

@@ -31,7 +31,7 @@ class Stepping(NamedTuple):
     | kT_eV              | 1/β, eV      |                                                                                  |
     | step_size          | ε, Å²/eV     | see :func:`~selectron.sampling.units.brownian_step_size`                          |
     | gradient_scale     | α            | weight of the particle's own force; 1 as a rule (SKMD, section 3.1)               |
-    | form               |              | "sum" or "mean": whether the right-hand side of eq. 5a is multiplied by M        |
+    | form               |              | "sum", "mean" or "full": how eq. 5a shares time between F and b, see :func:`skmd` |
     | noisy              |              | False leaves the noise out; with α = k(r, r) that is SVGD                         |
     | max_displacement_A | Å            | drifts that would move an atom further are shortened; None: never                |
     | fix_centre_of_mass |              | takes the mean displacement out of every step                                    |
@@ -44,6 +44,11 @@ class Stepping(NamedTuple):
     noisy: bool = True
     max_displacement_A: float | None = 0.1
     fix_centre_of_mass: bool = False
+
+    def rates(self, particles: int) -> tuple[float, float]:
+        """Factors of ε F(r), noise included, and of ε b(r) for an ensemble of ``particles``."""
+        own = self.gradient_scale * (1.0 / particles if self.form == "mean" else 1.0)
+        return own, float(particles) if self.form == "sum" else 1.0
 
 
 class SteinState(NamedTuple):
@@ -99,13 +104,15 @@ def skmd(
 
         r ← r + ε [ α F(r) + M b(r) ] + √(2 ε α kT) ξ                    form "sum"
         r ← r + ε [ (α/M) F(r) + b(r) ] + √(2 ε α kT / M) ξ              form "mean"
+        r ← r + ε [ α F(r) + b(r) ] + √(2 ε α kT) ξ                      form "full"
         b(r) = (1/M) Σ_{j≠i} [ k(r_j, r) F(r_j) + kT ∇_{r_j} k(r_j, r) ]
 
     The constants of the paper's eq. 5 are lost in the text at hand; this form has every limit the paper states: α = k(r, r)
     without noise is the velocity of SVGD, M = 1 with α = 1 is overdamped Langevin dynamics, and the noise of the mean
-    form vanishes as M → ∞. The two forms differ by the unit of time. In the mean form a particle goes M times slower in its own
-    force than a Langevin particle with the same ε; in the sum form, the default, steps are comparable, and with one seed
-    both feel the same Brownian path.
+    form vanishes as M → ∞. These two forms differ by the unit of time. In the mean form a particle goes M times slower in its
+    own force than a Langevin particle with the same ε; in the sum form, the default, steps are comparable, and with one
+    seed both feel the same Brownian path. The full form is Langevin dynamics with the bias of eq. 5b beside it: the mean form
+    with α = M. A molecule stays whole in it where the bias of the sum form tears it, and amplitudes above 1 are of use.
 
     When a criterion of ``watch.stopping`` holds, the configuration is acquired, takes its particle's place, and the
     ensemble goes over to the next particle. F(r_j), d(r_j) and J(r_j) of standing particles are kept, so that a step
@@ -131,10 +138,7 @@ def skmd(
     identity = moving.descriptor is not None and moving.descriptor.identity
     dtype = getattr(system.potential, "dtype", torch.float64)
     of_all = torch.arange(ensembles, device=system.device)
-    # the rate of the particle's own force: forms differ by the unit of time
-    pace = 1.0 if stepping.form == "sum" else 1.0 / particles
-    own = stepping.gradient_scale * pace
-    share = particles * pace
+    own, share = stepping.rates(particles)
     thermal = math.sqrt(2.0 * stepping.step_size * own * stepping.kT_eV) if stepping.noisy else 0.0
 
     def bias(positions: Tensor, descriptors: Tensor, state: SteinState) -> Tensor:
@@ -365,8 +369,8 @@ def check_ensembles(system: System, particles: int, stepping: Stepping) -> None:
         raise SelectronError("SKMD needs a descriptor.")
     if particles < 1 or system.n_structures % particles:
         raise SelectronError(f"{system.n_structures} structures do not make ensembles of {particles} particles.")
-    if stepping.form not in {"sum", "mean"}:
-        raise SelectronError(f"The form of SKMD is sum or mean, not {stepping.form!r}.")
+    if stepping.form not in {"sum", "mean", "full"}:
+        raise SelectronError(f"The form of SKMD is sum, mean or full, not {stepping.form!r}.")
     first = system.structures[0]
     for atoms in system.structures:
         if len(atoms) != len(first) or (atoms.numbers != first.numbers).any():

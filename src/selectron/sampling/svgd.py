@@ -162,8 +162,7 @@ def synchronous_skmd(
     ``skmd``; a particle whose geometry breaks stops moving but goes on acting on the others from its last good place.
     """
     check_ensembles(system, particles, stepping)
-    pace = 1.0 if stepping.form == "sum" else 1.0 / particles
-    own = stepping.gradient_scale * pace
+    own, share = stepping.rates(particles)
     sampler = brownian(
         SteinField(system, particles=particles, stein=stein, kT_eV=stepping.kT_eV, limits=watch.geometry),
         kT_eV=stepping.kT_eV,
@@ -172,6 +171,6 @@ def synchronous_skmd(
         watch=watch,
         max_displacement_A=stepping.max_displacement_A,
         fix_centre_of_mass=stepping.fix_centre_of_mass,
-        scales=Scales(force=own, bias=particles * pace, noise=math.sqrt(own) if stepping.noisy else 0.0),
+        scales=Scales(force=own, bias=share, noise=math.sqrt(own) if stepping.noisy else 0.0),
     )
     return sampler._replace(name="synchronous-skmd")
