@@ -18,12 +18,16 @@ COLOURS = {
     "langevin-700 fps": "#E69F00",
     "skmd fps": "#009E73",
     "skmd joint-ntk": "#CC79A7",
+    "skmd-mean fps": "#56B4E9",
+    "skmd-mean joint-ntk": "#D55E00",
 }
 NAMES = {
     "langevin-300 fps": "Langevin 300 K, farthest points",
     "langevin-700 fps": "Langevin 700 K, farthest points",
     "skmd fps": "SKMD, farthest points",
     "skmd joint-ntk": "SKMD, joint NTK",
+    "skmd-mean fps": "SKMD, mean form, farthest points",
+    "skmd-mean joint-ntk": "SKMD, mean form, joint NTK",
 }
 TESTS = {"skmd": "the oracle's SKMD", "md": "the oracle's dynamics at 500 K"}
 MEASURES = {"energy_rmse_meV_atom": "energy RMSE (meV/atom)", "force_rmse": "force RMSE (eV/Å)"}

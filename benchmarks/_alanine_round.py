@@ -31,25 +31,39 @@ BATCH = 16
 
 
 class Method(NamedTuple):
-    """A sampler and a selector; ``temperature_K`` is the sampler's."""
+    """A sampler and a selector; ``temperature_K`` and ``timestep_fs`` are the sampler's, the rest is SKMD's.
+
+    ``equations`` are the option ``form``: in the full form a particle feels its own force in full and the mean of the kernel's
+    bias, in the mean form, as equation 5a is written, it feels 1/M of its force. ``amplitude`` is the kernel's.
+    """
 
     sampler: str
     temperature_K: float
     selector: str
+    timestep_fs: float = 1.0
+    equations: str | None = None
+    amplitude: float | None = None
+
+    @property
+    def sampling(self) -> str:
+        """Methods with the same name here sample alike."""
+        return "-".join([self.sampler, f"{self.temperature_K:g}", *([self.equations] if self.equations else [])])
 
 
 METHODS = {
     "langevin-300 fps": Method("langevin", 300, "fps"),
     "langevin-700 fps": Method("langevin", 700, "fps"),
-    "skmd fps": Method("skmd", 50, "fps"),
-    "skmd joint-ntk": Method("skmd", 50, "joint-ntk"),
+    "skmd fps": Method("skmd", 50, "fps", 0.1, "full", 10.0),
+    "skmd joint-ntk": Method("skmd", 50, "joint-ntk", 0.1, "full", 10.0),
+    "skmd-mean fps": Method("skmd", 50, "fps", 0.3, "mean", 1.0),
+    "skmd-mean joint-ntk": Method("skmd", 50, "joint-ntk", 0.3, "mean", 1.0),
 }
+COMPARED = [name for name in METHODS if not name.startswith("skmd-mean")]
 
 
 class Form(NamedTuple):
     """Counts of the study: each iteration samples ``journeys`` paths of ``journey_steps`` and picks ``picks`` of their ends.
 
-    ``skmd_timestep_fs`` is that of the mean form, as equation 5a is written, in which a particle feels 1/M of its force;
     ``directions`` of the descriptor make SKMD's kernel, all 64 where it is None.
     """
 
@@ -64,7 +78,6 @@ class Form(NamedTuple):
     snapshot_every: int
     seeds: int
     particles: int = 30
-    skmd_timestep_fs: float = 0.1
     directions: int | None = None
 
 
@@ -97,19 +110,29 @@ class Clock:
 def run_options(method: Method, form: Form, seed: int) -> SampleOptions:
     """The paper's settings (section 5.2, appendix E.2); its schedule is stretched where there are fewer journeys than 300."""
     stopping = [{"kind": "fixed-steps", "steps": form.journey_steps}]
-    shared = {"temperature_K": method.temperature_K, "particles": form.particles, "stopping": stopping, "stride": 0}
+    shared = {
+        "method": method.sampler,
+        "temperature_K": method.temperature_K,
+        "timestep_fs": method.timestep_fs,
+        "particles": form.particles,
+        "stopping": stopping,
+        "stride": 0,
+    }
     if method.sampler == "langevin":
         steps = form.journeys // form.particles * form.journey_steps
-        own: dict[str, Any] = {"method": "langevin", "timestep_fs": 1.0, "damping_time_fs": 100.0, "steps": steps}
+        own: dict[str, Any] = {"damping_time_fs": 100.0, "steps": steps}
     else:
         schedule = {"hold": form.journeys * 250 // 300, "end": form.journeys, "final": 0.5}
         own = {
-            "method": "skmd",
-            "form": "mean",
-            "timestep_fs": form.skmd_timestep_fs,
+            "form": method.equations,
             "damping_amu_per_ps": 75.0,
             "iterations": form.journeys,
-            "kernel": {"bandwidth": "median", "amplitude_schedule": schedule, "bandwidth_schedule": schedule},
+            "kernel": {
+                "amplitude": method.amplitude,
+                "bandwidth": "median",
+                "amplitude_schedule": schedule,
+                "bandwidth_schedule": schedule,
+            },
         }
         if form.directions is not None:
             own["descriptor"] = {"directions": form.directions}
@@ -234,7 +257,7 @@ def learned(
     for iteration in range(1, bench.form.iterations + 1):
         place = folder / name.replace(" ", "-") / f"iteration{iteration}"
         # methods with one sampler share what they sample with the initial surrogate
-        shared = folder / f"first-{method.sampler}-{method.temperature_K:g}"
+        shared = folder / f"first-{method.sampling}"
         where = shared if iteration == 1 else place
         draw = 1000 * seed + iteration
         candidates, ends, sampling = sampled(where, method, model, starts, bench, draw)

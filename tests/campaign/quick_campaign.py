@@ -81,7 +81,9 @@ def prepare(folder, model, *, fails=None, slow_s=0.0, **changes):
     (folder / "tiny.model").write_bytes(Path(model).read_bytes())
     write(folder / "pool.extxyz", rattled(30, 1))
     for seed, (name, count) in enumerate({"train": 6, "test": 6, "validation": 6}.items(), start=2):
-        write(folder / f"{name}.extxyz", labelled_by_emt(rattled(count, seed)))
+        structures = labelled_by_emt(rattled(count, seed))
+        structures[0].info["config_weight"] = 0.5
+        write(folder / f"{name}.extxyz", structures)
     arguments = {"fails": fails, "slow_s": slow_s}
     oracle = {"kind": "ase", "calculator": "quick_campaign:CountedEMT", "arguments": arguments}
     sections = {**BASE, "oracle": oracle, **changes}

@@ -265,6 +265,11 @@ def test_what_is_exported_is_what_was_labelled(undisturbed, tmp_path):
     last = record.selected.rounds[-1].picks[-1].structure
     assert train[-1].info["REF_energy"] == pytest.approx(last.get_potential_energy())
     np.testing.assert_allclose(train[-1].arrays["REF_forces"], last.get_forces(), atol=1e-8)
+    weights = [pick.weight for one in record.selected.rounds for pick in one.picks if pick.labelled]
+    assert len(set(weights)) > 1
+    exported = [atoms.info.get("config_weight", 1.0) for atoms in train]
+    np.testing.assert_allclose(exported, [0.5] + [1.0] * 5 + weights, rtol=1e-6)
+    assert "`config_weight`" in (tmp_path / "out" / "README.md").read_text()
     assert {path.name for path in files} >= {
         "train.extxyz",
         "test.extxyz",

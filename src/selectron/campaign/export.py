@@ -11,7 +11,7 @@ from selectron.campaign.records import ArmRecord, CampaignRecord
 from selectron.errors import SelectronError
 from selectron.structures import Pool
 from selectron.structures.atomic import atomic_output
-from selectron.training.labels import labelled, write_for_mace
+from selectron.training.labels import equally_weighted, labelled, write_for_mace
 from selectron.training.mace_process import loss_arguments
 
 README = """# {name}
@@ -23,6 +23,7 @@ Exported from a selectron campaign ({arm} picks, {labels} labels).
 {table}
 
 Energies in eV, forces in eV/Å, in the keys that mace-torch reads by default (`REF_energy`, `REF_forces`). Oracle: `{oracle}`.
+{weights}
 
 To train again with mace-torch:
 
@@ -54,12 +55,13 @@ def export_campaign(record: CampaignRecord, folder: Path, *, arm: str = "selecte
         raise SelectronError(f"Cannot make the folder {folder}: {error.strerror}.") from None
     files: dict[str, str] = {}
     train = training_set(record, chosen)
-    write_for_mace(folder / "train.extxyz", labelled(train))
+    fitted = labelled(train)
+    write_for_mace(folder / "train.extxyz", fitted if weighted(record) else equally_weighted(fitted))
     files["train.extxyz"] = f"{len(train)} structures: {_parts(record, chosen)}"
     for name, path in (("validation", record.validation_path), ("test", record.test_path)):
         if path is not None:
             structures = _read(path)
-            write_for_mace(folder / f"{name}.extxyz", labelled(structures, what=name))
+            write_for_mace(folder / f"{name}.extxyz", equally_weighted(labelled(structures, what=name)))
             files[f"{name}.extxyz"] = f"{len(structures)} structures"
     if record.start_model is not None:
         _copy(record.start_model, folder / "start.model")
@@ -77,6 +79,11 @@ def training_set(record: CampaignRecord, arm: ArmRecord) -> list[Atoms]:
     initial = record.config.train is not None and record.config.train.fit and record.train_path is not None
     known = _read(record.train_path) if initial and record.train_path else []
     return known + [pick.structure for one in arm.rounds for pick in one.picks if pick.labelled]
+
+
+def weighted(record: CampaignRecord) -> bool:
+    """Whether the campaign's trainings count labels by their weights."""
+    return record.config.trainer.weights == "given"
 
 
 def _read(path: Path) -> list[Atoms]:
@@ -119,12 +126,19 @@ def _readme(record: CampaignRecord, arm: ArmRecord, files: dict[str, str]) -> st
             f"\nThe level of theory of the labels differs from the model's: its atomic energies were moved by {moved} eV "
             "before training (`fine_tuned.model` has the new ones). Training again from the old model needs the same.\n"
         )
+    weights = ""
+    if weighted(record) and any(pick.weight != 1.0 for one in arm.rounds for pick in one.picks):
+        weights = (
+            "`config_weight` is what a label counts for in the loss: the root of how many candidates its structure stood for, "
+            "1 in the mean of its round. mace-torch reads it too, but leaves it out of the force term of its absolute loss.\n"
+        )
     return README.format(
         name=record.config.name,
         arm=arm.name,
         labels=arm.labels,
         table="\n".join(f"| `{file}` | {what} |" for file, what in files.items()),
         oracle=record.config.oracle.kind,
+        weights=weights,
         valid="validation.extxyz" if record.validation_path else "train.extxyz",
         loss=" ".join(loss_arguments(options)),
         epochs=options.epochs,

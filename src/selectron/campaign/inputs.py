@@ -16,7 +16,7 @@ from selectron.config.campaign import CampaignConfig
 from selectron.config.sections import HeldOut
 from selectron.errors import SelectronError
 from selectron.oracles import make_oracle
-from selectron.structures import Checks, structure_hash
+from selectron.structures import WEIGHT_KEY, Checks, structure_hash
 from selectron.structures.formats import find_files
 from selectron.training.labels import labelled, stress_of
 
@@ -146,7 +146,11 @@ def _keep(campaign: Campaign, structures: Sequence[Atoms], *, need_labels: bool,
     from selectron.oracles.base import Label
     from selectron.oracles.store import with_label
 
-    labels = [Label(one.energy_eV, one.forces, stress_of(one.atoms)) for one in labelled(structures, what=what)]
+    found = labelled(structures, what=what)
+    for atoms, one in zip(named, found, strict=True):
+        if one.weight != 1.0:
+            atoms.info[WEIGHT_KEY] = one.weight
+    labels = [Label(one.energy_eV, one.forces, stress_of(one.atoms)) for one in found]
     return campaign.keep([with_label(atoms, label) for atoms, label in zip(named, labels, strict=True)])
 
 
