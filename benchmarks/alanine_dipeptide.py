@@ -38,6 +38,7 @@ from selectron.structures.atomic import atomic_output
 from selectron.structures.writing import write_extxyz
 
 FITTED = Surrogate(structures=1000, first_epochs=40, second_epochs=15)
+TESTS = TestSets(300, 90, 150, 10, 1500, 50, 500, 1900, directions=64)
 FORMS = {
     "quick": Form(
         surrogate=Surrogate(structures=240, first_epochs=24, second_epochs=6, batch_size=5),
@@ -54,7 +55,7 @@ FORMS = {
     ),
     "reduced": Form(
         surrogate=FITTED,
-        tests=TestSets(120, 60, 60, 10, 400, 20, 200, 375, directions=32),
+        tests=TESTS,
         iterations=3,
         journeys=40,
         journey_steps=100,
@@ -68,7 +69,7 @@ FORMS = {
     ),
     "night": Form(
         surrogate=FITTED,
-        tests=TestSets(300, 90, 150, 10, 1500, 50, 500, 1900, directions=64),
+        tests=TESTS,
         iterations=6,
         journeys=120,
         journey_steps=200,

@@ -123,6 +123,21 @@ def test_a_mask_is_a_fit_of_the_subset():
         torch.testing.assert_close(history.loss[:, k], own.loss[:, 0], rtol=1e-6, atol=0)
 
 
+def test_a_point_of_weight_two_counts_as_if_it_were_there_twice():
+    positions, energies, forces = _data(2, 30)
+    start = MLPPotential.initialise(2, 2, hidden_units=5, scaling=SCALING)
+    weights = torch.tensor([0.0, 1.0, 2.0]).repeat(10).expand(2, 30)
+    energies = torch.where(weights > 0, energies, torch.nan)
+    options = {"energy_weight": 1.0, "force_weight": 0.01, "steps": 12, "regularisation": 1e-3}
+    weighted, history = fit_mlp(start, positions, energies, forces, mask=weights, **options)
+    twice = torch.arange(30).repeat_interleave(weights[0].long())
+    repeated, own = fit_mlp(start, positions[:, twice], energies[:, twice], forces[:, twice], **options)
+    torch.testing.assert_close(weighted.parameters, repeated.parameters, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(history.loss, own.loss, rtol=1e-6, atol=0)
+    scaled, _ = fit_mlp(start, positions, energies, forces, mask=3 * weights, **options)
+    torch.testing.assert_close(scaled.parameters, weighted.parameters, rtol=1e-6, atol=1e-6)
+
+
 def test_a_fit_learns_mueller_brown_and_goes_on_from_where_it_is():
     data, start = _data(5, 200), MLPPotential.initialise(5, 0, scaling=SCALING)
     tests = _data(5, 300, seed=9)
@@ -155,5 +170,7 @@ def test_what_cannot_be_fitted_is_a_sentence():
         fit_mlp(start, positions, energies * torch.nan, forces)
     with pytest.raises(SelectronError, match="at least one point"):
         fit_mlp(start, positions, energies, forces, mask=torch.tensor([[True], [False]]).expand(2, 10))
+    with pytest.raises(SelectronError, match="finite and not negative"):
+        fit_mlp(start, positions, energies, forces, mask=torch.full((2, 10), -1.0))
     with pytest.raises(SelectronError, match="must not be negative"):
         fit_mlp(start, positions, energies, forces, energy_weight=-1.0)

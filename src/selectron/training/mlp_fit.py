@@ -27,19 +27,20 @@ class FitHistory(NamedTuple):
 class _Targets(NamedTuple):
     """What K networks have to give at n points: u (K, 2, n), energies (K, n) and forces (K, 2, n) less confinement.
 
-    ``kept`` (K, n) is 1 for points in use and 0 for others, None where all are; ``counts`` (K,) how many are in use.
+    ``roots`` (K, n) are those of the points' weights, 0 for points not in use, None where all count 1; ``counts`` (K,) the
+    sums of weights.
     """
 
     u: Tensor
     energies: Tensor
     forces: Tensor
-    kept: Tensor | None
+    roots: Tensor | None
     counts: Tensor
 
     def take(self, chosen: Tensor) -> _Targets:
         """Those of the networks ``chosen``."""
-        kept = None if self.kept is None else self.kept[chosen]
-        return _Targets(self.u[chosen], self.energies[chosen], self.forces[chosen], kept, self.counts[chosen])
+        roots = None if self.roots is None else self.roots[chosen]
+        return _Targets(self.u[chosen], self.energies[chosen], self.forces[chosen], roots, self.counts[chosen])
 
 
 class _Terms(NamedTuple):
@@ -66,12 +67,12 @@ def fit_mlp(
 ) -> tuple[MLPPotential, FitHistory]:
     """A potential whose K networks each have a lower loss than those of ``potential``, from where they are (warm start).
 
-    The loss of a network with parameters θ on its n points (equation 1 of Stein kernelized molecular dynamics, with
-    means, and a ridge on all parameters but the constant) is
+    The loss of a network with parameters θ on its n points of weights c_i (equation 1 of Stein kernelized molecular
+    dynamics, with means, and a ridge on all parameters but the constant) is
 
-        L(θ) = (1/n) Σ_i [w_E (E_i − E(r_i))² + w_F ‖F_i − F(r_i)‖²] + λ ‖θ‖².
+        L(θ) = Σ_i c_i [w_E (E_i − E(r_i))² + w_F ‖F_i − F(r_i)‖²] / Σ_i c_i + λ ‖θ‖².
 
-    Levenberg–Marquardt with closed-form Jacobians: (JᵀJ/n + λ + μ) δ = −½ ∇L. Each network has its own μ (Nielsen's rule),
+    Levenberg–Marquardt with closed-form Jacobians: (JᵀJ/Σc + λ + μ) δ = −½ ∇L. Each network has its own μ (Nielsen's rule),
     takes a step only if it lowers its loss, and rests once no step is to be had; so losses never rise, and no network knows
     of the others. Deterministic. μ times the identity, not times the diagonal of JᵀJ (Marquardt's scaling): on Müller–Brown
     the latter leaves twenty times the loss after 50 iterations, because it hardly holds units that the data do not see.
@@ -85,10 +86,12 @@ def fit_mlp(
         force_weight: w_F in Å²/eV².
         steps: iterations at most; an iteration is one solve and one trial of each network.
         regularisation: λ ≥ 0.
-        mask: (K, n), true for the points that network k learns from (None: all); others may hold anything, NaN too.
+        mask: (K, n), true for the points that network k learns from, or weights c of at least 0 (None: all count 1);
+            points that are false or 0 may hold anything, NaN too.
 
     Raises:
-        SelectronError: shapes that do not fit, weights below zero, a network without points, labels that are not finite.
+        SelectronError: shapes that do not fit, weights below zero or not finite, a network without points, labels that are
+            not finite.
     """
     targets = _targets(potential, positions, energies, forces, mask)
     if min(energy_weight, force_weight, regularisation) < 0 or energy_weight + force_weight <= 0 or steps < 0:
@@ -154,12 +157,15 @@ def _targets(
     centre = torch.tensor(potential.scaling.centre_A, device=device, dtype=dtype)
     width = torch.tensor(potential.scaling.width_A, device=device, dtype=dtype)
     r, e, f = (field.detach().to(device, dtype) for field in (positions, energies, forces))
-    kept = None if mask is None else mask.to(device, torch.bool)
-    if kept is not None:
+    weights = None if mask is None else mask.to(device, dtype)
+    if weights is not None:
+        if not bool((weights.isfinite() & (weights >= 0)).all()):
+            raise SelectronError("Weights of a fit's points must be finite and not negative.")
+        kept = weights > 0
         r = torch.where(kept[..., None], r, centre)
         e = torch.where(kept, e, 0.0)
         f = torch.where(kept[..., None], f, 0.0)
-    counts = (torch.ones_like(e) if kept is None else kept.to(dtype)).sum(1)
+    counts = (torch.ones_like(e) if weights is None else weights).sum(1)
     if not bool((counts > 0).all()):
         raise SelectronError("Every network needs at least one point to learn from.")
     if not all(bool(field.isfinite().all()) for field in (r, e, f)):
@@ -171,7 +177,7 @@ def _targets(
         u.mT.contiguous(),
         e - confinement * squared.square(),
         (f + 4 * confinement * squared[..., None] * u / width).mT.contiguous(),
-        None if kept is None else kept.to(dtype),
+        None if weights is None else weights.sqrt(),
         counts,
     )
 
@@ -195,7 +201,7 @@ def _residuals(
     residuals[:, 0] = terms.energy_root * (terms.energy_eV * outputs[:, 0] - targets.energies)
     for axis in (0, 1):
         residuals[:, 1 + axis] = terms.force_root * (terms.slope[axis] * slopes[:, axis] - targets.forces[:, axis])
-    return residuals if targets.kept is None else residuals * targets.kept[:, None]
+    return residuals if targets.roots is None else residuals * targets.roots[:, None]
 
 
 def _loss(parameters: Tensor, hidden: int, targets: _Targets, terms: _Terms) -> Tensor:
@@ -210,7 +216,7 @@ def _loss(parameters: Tensor, hidden: int, targets: _Targets, terms: _Terms) -> 
 def _normal_equations(
     parameters: Tensor, hidden: int, targets: _Targets, terms: _Terms
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """JᵀJ/n + λ (K, P, P), ½ ∇L (K, P) and L (K,)."""
+    """JᵀJ/Σc + λ (K, P, P), ½ ∇L (K, P) and L (K,)."""
     networks, size = parameters.shape
     points = targets.u.shape[2]
     chunk = max(1, _JACOBIAN_BYTES // (8 * size * 3 * points))
@@ -254,8 +260,8 @@ def _linearise(parameters: Tensor, hidden: int, targets: _Targets, terms: _Terms
         rows = jacobian[:, axis * hidden : (axis + 1) * hidden]
         torch.mul(jacobian[:, offsets], u[:, None, axis : axis + 1], out=rows)
         rows[:, :, 1 + axis].add_(bent, alpha=terms.force_root * terms.slope[axis])
-    if targets.kept is not None:
-        jacobian.mul_(targets.kept[:, None, None])
+    if targets.roots is not None:
+        jacobian.mul_(targets.roots[:, None, None])
     return residuals
 
 

@@ -13,7 +13,7 @@ from ase import Atoms
 from selectron.errors import SelectronError
 from selectron.potentials.mlp import MLPPotential
 from selectron.training.evaluate import Errors, errors, summarise
-from selectron.training.labels import Labelled, labelled, split
+from selectron.training.labels import Labelled, equally_weighted, labelled, split
 from selectron.training.mlp_fit import fit_mlp
 from selectron.training.options import TrainOptions, resolved
 from selectron.training.outcome import FineTuned, TrainingFailed
@@ -45,8 +45,11 @@ def train_mlp(
     training, validation = labelled(train, what="training"), labelled(valid or [], what="validation")
     if not validation:
         training, validation = split(training, options.validation_fraction, options.seed)
-    if not training:
-        raise SelectronError("The training set is empty.")
+    validation = equally_weighted(validation)
+    if options.weights == "equal":
+        training = equally_weighted(training)
+    if not any(one.weight for one in training):
+        raise SelectronError("The training set is empty." if not training else "All labels have the weight 0.")
     potential.batch([one.atoms for one in [*training, *validation]])  # refuses structures of more than one atom
     before = stack_errors(potential, validation)
 
@@ -63,6 +66,9 @@ def train_mlp(
             energy_weight=options.energy_weight,
             force_weight=options.forces_weight,
             steps=options.epochs,
+            mask=stacked(np.array([one.weight for one in training]))
+            if any(one.weight != 1.0 for one in training)
+            else None,
         )
     except SelectronError as error:
         raise TrainingFailed(f"The fit of the MLP failed: {error} The model that it began with is kept.") from None
