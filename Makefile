@@ -7,6 +7,9 @@ STAMP := .venv/.installed
 # (where they spin), and four times slower where those that wait are told to sleep (OMP_WAIT_POLICY=PASSIVE).
 export OMP_NUM_THREADS ?= 1
 
+# Tests run in so many processes at once (pytest-xdist); those of test-slow one after the other.
+WORKERS ?= 2
+
 .PHONY: setup demo test test-slow lint embedded clean
 
 setup: $(STAMP)
@@ -24,7 +27,7 @@ demo: $(STAMP)
 	$(BIN)/selectron demo --output demo-output
 
 test: $(STAMP) lint
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist worksteal
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
