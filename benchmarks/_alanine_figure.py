@@ -36,8 +36,9 @@ MEASURES = {"energy_rmse_meV_atom": "energy RMSE (meV/atom)", "force_rmse": "for
 def draw(content: dict[str, Any], path: Path) -> None:
     """Writes the PNG ``path``: two rows of errors, one row of Ramachandran maps."""
     methods = [method for method in COLOURS if content["runs"].get(method)]
-    figure = plt.figure(figsize=(12.5, 10.2), constrained_layout=True)
-    upper, lower = figure.subfigures(2, 1, height_ratios=[2, 1.15])
+    rows = -(-len(methods) // _columns(methods))
+    figure = plt.figure(figsize=(12.5, 6.5 + 3.7 * rows), constrained_layout=True)
+    upper, lower = figure.subfigures(2, 1, height_ratios=[2, 1.15 * rows])
     axes = upper.subplots(len(MEASURES), len(TESTS) + 1, sharex=True)
     for row, (measure, label) in enumerate(MEASURES.items()):
         for column, (test, of_test) in enumerate(TESTS.items()):
@@ -59,11 +60,16 @@ def draw(content: dict[str, Any], path: Path) -> None:
     for axis in axes.flat:
         axis.spines[["top", "right"]].set_visible(False)
     handles, labels = axes[0, -1].get_legend_handles_labels()
-    upper.legend(handles, labels, loc="outside upper center", ncols=len(methods), fontsize=9, frameon=False)
+    upper.legend(handles, labels, loc="outside upper center", ncols=_columns(methods), fontsize=9, frameon=False)
     _maps(lower, content, methods)
     figure.savefig(path, dpi=130)
     plt.close(figure)
     print(f"wrote {path}")
+
+
+def _columns(methods: list[str]) -> int:
+    """How many maps stand side by side: four, or three where there are more than fit a row."""
+    return len(methods) if len(methods) <= 4 else 3
 
 
 def _series(content: dict[str, Any], method: str, value: Any, before: float) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -94,22 +100,30 @@ def _plain_ticks(axis: Axes) -> None:
 
 
 def _maps(figure: Any, content: dict[str, Any], methods: list[str]) -> None:
-    axes = figure.subplots(1, len(methods), sharey=True, squeeze=False)[0]
+    columns = _columns(methods)
+    grid = figure.subplots(-(-len(methods) // columns), columns, sharex=True, sharey=True, squeeze=False)
+    axes = list(grid.flat)
+    for axis in axes[len(methods) :]:
+        axis.set_visible(False)
+    last = max(entry["iteration"] for method in methods for runs in content["runs"][method].values() for entry in runs)
     background = np.array(content["tests"]["md"]["phi_psi"])
     shared = set.intersection(*({s for s, e in content["runs"][m].items() if e} for m in methods))
     seed = min(shared, key=int) if shared else None
-    for axis, method in zip(axes, methods, strict=True):
+    for axis, method in zip(axes, methods, strict=False):
         entries = content["runs"][method].get(seed, []) if seed else []
         axis.plot(*background.T, ".", ms=5, color="#d5d9de", zorder=1)
         points = np.concatenate([np.array(e["phi_psi"]).reshape(-1, 2) for e in entries] or [np.zeros((0, 2))])
         when = np.repeat([e["iteration"] for e in entries], [len(e["phi_psi"]) for e in entries])
-        drawn = axis.scatter(*points.T, c=when, s=11, cmap="viridis_r", lw=0, zorder=2, vmin=1)
-        axis.set(xlim=(-180, 180), ylim=(-180, 180), xlabel="φ (°)", aspect="equal")
+        drawn = axis.scatter(*points.T, c=when, s=11, cmap="viridis_r", lw=0, zorder=2, vmin=1, vmax=last)
+        axis.set(xlim=(-180, 180), ylim=(-180, 180), aspect="equal")
         axis.set_xticks([-120, -60, 0, 60, 120])
         axis.set_yticks([-120, -60, 0, 60, 120])
         axis.set_title(NAMES[method], fontsize=10, color=COLOURS[method])
-    axes[0].set_ylabel("ψ (°)")
-    bar = figure.colorbar(drawn, ax=list(axes), label="iteration", shrink=0.8, aspect=16)
+    for row in grid:
+        row[0].set_ylabel("ψ (°)")
+    for axis in axes[max(0, len(methods) - columns) :]:
+        axis.set_xlabel("φ (°)")
+    bar = figure.colorbar(drawn, ax=axes, label="iteration", shrink=0.8, aspect=16)
     bar.ax.yaxis.set_major_locator(MaxNLocator(integer=True))
     figure.suptitle(
         f"Above: mean and range over seeds. Below: picks of seed {seed}; grey: test structures of the oracle's dynamics",

@@ -102,6 +102,27 @@ def test_failed_labels_are_replaced_and_told(play, tmp_path):
         assert len(tried) == len(set(tried)), "a structure that failed was picked again"
 
 
+def test_labels_with_large_forces_are_not_trained_on(play, tmp_path):
+    pool = [atoms for atoms in rattled(40, 9) if atoms.get_chemical_formula() in {"CH4", "H2O"}]
+    largest = [np.linalg.norm(atoms.get_forces(), axis=1).max() for atoms in labelled_by_emt(pool)]
+    limit = float(np.median(largest))
+    write(tmp_path / "some.extxyz", pool)
+    arguments = {"fails": None, "slow_s": 0.0}
+    oracle = {"kind": "ase", "calculator": "quick_campaign:CountedEMT", "arguments": arguments, "max_force_eV_A": limit}
+    record = play(pool={"files": ["some.extxyz"]}, oracle=oracle, budget={"labels": 4, "per_round": 4})
+    for arm in record.arms:
+        assert arm.labels == 4
+        for one in arm.rounds:
+            for pick in one.picks:
+                (copy,) = labelled_by_emt([pick.structure.copy()])
+                force = np.linalg.norm(copy.get_forces(), axis=1).max()
+                assert bool(pick.labelled) == (force <= limit)
+                assert pick.labelled or "above max_force_eV_A" in pick.failure
+    assert any(arm.failures for arm in record.arms)
+    failed = next(pick for arm in record.arms for pick in arm.failures)
+    assert failed.core_s > 0
+
+
 def test_an_oracle_that_always_fails_ends_the_campaign(play, tmp_path):
     write(tmp_path / "methane.extxyz", [atoms for atoms in rattled(60, 9) if atoms.get_chemical_formula() == "CH4"])
     record = play(fails="CH4", pool={"files": ["methane.extxyz"]})

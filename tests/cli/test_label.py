@@ -63,6 +63,25 @@ def test_labels_failures_and_reuse(run):
     assert [atoms.info["multiplicity"] for atoms in read("out.extxyz", ":")] == [1, 1, 2, 1, 1]
 
 
+def test_a_label_above_the_limit_on_forces_is_told_and_given_when_the_limit_is_raised(run):
+    near = Atoms("H2", [[0, 0, 0], [0, 0, 0.3]])
+    write("pool.extxyz", [molecule("H2"), near])
+    force = np.linalg.norm(make_oracle(parse_oracle("gfn2-xtb")).label(near).forces, axis=1).max()
+    code, out, _ = run(f"label pool.extxyz -o out.extxyz --max-force {0.9 * force}")
+    assert code == 0
+    assert "2 new" not in out
+    assert "1 failed" in out
+    assert len(read("out.extxyz", ":")) == 1
+    with open("out.failures.csv") as stream:
+        (row,) = csv.DictReader(stream)
+    assert "above max_force_eV_A" in row["reason"]
+    code, out, _ = run(f"label pool.extxyz -o out.extxyz --max-force {0.9 * force}")
+    assert "--retry-failures" not in out
+    code, out, _ = run(f"label pool.extxyz -o out.extxyz --max-force {1.1 * force}")
+    assert "0 new, 2 reused, 0 failed" in out
+    assert len(read("out.extxyz", ":")) == 2
+
+
 def test_charge_and_multiplicity_of_all_structures(run):
     write("pool.extxyz", [molecule("H2O")])
     code, _, _ = run("label pool.extxyz -o out.extxyz.gz --charge 1 --multiplicity 2 --store kept.db")

@@ -146,6 +146,23 @@ def test_failures_are_kept_with_their_reason_and_not_bought_again_unless_asked(s
     assert len(store.failures()) == 4
 
 
+def test_a_label_with_a_large_force_is_kept_and_not_given_out(store, note):
+    structures = points(3)  # forces of 1, 2 and 3 eV/Å
+    options = strange(note, max_force_eV_A=2.0)
+    found = by_index(label_structures(structures, options, store))
+    assert [found[i].label is not None for i in range(3)] == [True, True, False]
+    assert found[2].failure == "the force on atom 0 is 3 eV/Å, above max_force_eV_A of 2"
+    assert found[2].refused
+    assert not store.failures()
+    assert found[2].core_s > 0 or found[2].wall_s > 0
+    (again,) = label_structures(structures[2:], options, store)
+    assert (again.refused, again.reused, again.failure) == (True, True, found[2].failure)
+    (given,) = label_structures(structures[2:], strange(note, max_force_eV_A=None), store)
+    assert given.label is not None
+    assert given.reused
+    assert set(asked(note).values()) == {1}
+
+
 def test_attempts_are_used_until_one_works_and_a_retry_can_mend_a_failure(store, note):
     (one,) = label_structures([Atoms("Rn")], strange(note, attempts=3), store)
     assert one.label is not None

@@ -11,11 +11,10 @@ from ase import Atoms
 from selectron.campaign.artifacts import file_digest
 from selectron.campaign.candidates import Refused, hold_out, index_pool, usable_structures
 from selectron.campaign.context import Campaign, bare
-from selectron.campaign.labelling import label_all
+from selectron.campaign.labelling import label_all, labels_depend_on
 from selectron.config.campaign import CampaignConfig
 from selectron.config.sections import HeldOut
 from selectron.errors import SelectronError
-from selectron.oracles import make_oracle
 from selectron.structures import WEIGHT_KEY, Checks, structure_hash
 from selectron.structures.formats import find_files
 from selectron.training.labels import labelled, stress_of
@@ -159,7 +158,7 @@ def _with_labels(campaign: Campaign, part: HeldOut, name: str, what: str) -> str
     if part.labels == "file":
         return name
     campaign.reporter.stage(f"label-{what}", "", 0)
-    inputs = {"structures": name, "oracle": make_oracle(campaign.config.oracle).fingerprint}
+    inputs = {"structures": name, **labels_depend_on(campaign.config.oracle)}
     done = campaign.state.stage(f"label-{what}", inputs, lambda: label_all(campaign, name, f"labels of the {what} set"))
     if done.output["labelled"] is None:
         reasons = [one["reason"] for one in done.output["labels"]]

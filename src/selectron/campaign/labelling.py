@@ -32,8 +32,13 @@ def label_picks(campaign: Campaign, picks: Stage) -> Stage:
     arm, round = picks.arm, picks.round
     campaign.reporter.stage("label", arm, round)
     name = picks.output["structures"]
-    inputs = {"structures": name, "oracle": make_oracle(campaign.config.oracle).fingerprint, "picks": picks.key}
+    inputs = {"structures": name, **labels_depend_on(campaign.config.oracle), "picks": picks.key}
     return campaign.state.stage("label", inputs, lambda: label_all(campaign, name, "labels"), arm=arm, round=round)
+
+
+def labels_depend_on(oracle: OracleOptions) -> dict[str, Any]:
+    """What of ``oracle`` decides which labels a stage gives out."""
+    return {"oracle": make_oracle(oracle).fingerprint, "max_force_eV_A": oracle.max_force_eV_A}
 
 
 def label_all(campaign: Campaign, name: str, what: str) -> dict[str, Any]:
@@ -77,7 +82,8 @@ def _entry(
     except OracleFailure:
         known = None
     else:
-        known = store.get(key, fingerprint) if result.label is not None else store.failure(key, fingerprint)
+        has_label = result.label is not None or result.refused
+        known = store.get(key, fingerprint) if has_label else store.failure(key, fingerprint)
     if known is not None:
         wall_s, core_s, attempts, time = known.wall_s, known.core_s, known.attempts, known.time
     return {

@@ -66,6 +66,13 @@ def label(
     attempts: Annotated[
         int | None, typer.Option(help="Recipes to try on a structure that fails.", show_default="by oracle: 3")
     ] = None,
+    max_force: Annotated[
+        float | None,
+        typer.Option(
+            help="eV/Å; labels with a larger force on an atom are kept in the store and not written.",
+            show_default="200",
+        ),
+    ] = None,
     retry_failures: Annotated[bool, typer.Option("--retry-failures", help="Try known failures again.")] = False,
 ) -> None:
     """Label structures with an oracle; the same command after a kill goes on where it was."""
@@ -81,6 +88,7 @@ def label(
         multiplicity=_multiplicity(multiplicity),
         time_limit_s=time_limit,
         attempts=attempts,
+        max_force_eV_A=max_force,
     )
     failures = _failures_file(output)
     kept = store or output.with_name("labels.db")
@@ -158,7 +166,7 @@ class _Run:
             self.new += not labelled.reused
         else:
             self.failures[index] = (labelled.failure or "no reason was given", labelled.attempts)
-            self.known_failures += labelled.reused
+            self.known_failures += labelled.reused and not labelled.refused
 
     def labelled(self, name: str, options: OracleOptions) -> Iterator[Atoms]:
         """Labelled structures in the order of the pool, with their ``info`` and the oracle's name in it."""

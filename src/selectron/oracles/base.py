@@ -120,6 +120,17 @@ def checked(label: Label, atoms: Atoms) -> Label:
     return Label(float(label.energy_eV), forces, stress)
 
 
+def refusal(label: Label, max_force_eV_A: float | None) -> str | None:
+    """Why ``label`` is not given out: the norm of a force (eV/Å) is above the limit; None where it is given out."""
+    if max_force_eV_A is None or not len(label.forces):
+        return None
+    norms = np.linalg.norm(label.forces, axis=1)
+    atom = int(np.argmax(norms))
+    if norms[atom] <= max_force_eV_A:
+        return None
+    return f"the force on atom {atom} is {norms[atom]:,.0f} eV/Å, above max_force_eV_A of {max_force_eV_A:g}"
+
+
 def fingerprint_of(settings: dict[str, Any]) -> str:
     """32 hexadecimal digits of BLAKE2b over the settings as JSON with sorted keys."""
     text = json.dumps(settings, sort_keys=True, separators=(",", ":"))

@@ -16,7 +16,7 @@ from ase import Atoms
 
 from selectron.errors import SelectronError
 from selectron.execution import ExecutionOptions, make_executor, threads_of, workers_of
-from selectron.oracles.base import Label, OracleFailure
+from selectron.oracles.base import Label, OracleFailure, refusal
 from selectron.oracles.options import OracleOptions, make_oracle
 from selectron.oracles.store import LabelStore, StructureKey, structure_key
 from selectron.oracles.worker import Order, Outcome, carry_out, stop_engines
@@ -30,7 +30,8 @@ class Labelled:
     """What came of structure ``index``: a label, or the reason why there is none.
 
     ``reused``: it (label or failure) was known before, or came from a structure before it in the same call; then it
-    cost nothing now, and ``wall_s``, ``core_s`` and ``attempts`` are 0.
+    cost nothing now, and ``wall_s``, ``core_s`` and ``attempts`` are 0. ``refused``: there is a label, which the store keeps,
+    but a force in it is above the oracle's ``max_force_eV_A``.
     """
 
     index: int
@@ -40,6 +41,7 @@ class Labelled:
     wall_s: float
     core_s: float
     attempts: int
+    refused: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,8 @@ def label_structures(
     A result is committed to ``store`` before the worker that made it starts on the next structure, and before it is
     yielded. What the store has is reused; equal structures are bought once; what another process is buying at the same
     moment is waited for. A known failure is not tried again unless ``retry_failures``. An engine that hangs is stopped
-    at the time limit, one that crashes is a failure.
+    at the time limit, one that crashes is a failure. A label with a force above ``options.max_force_eV_A`` is committed too,
+    and yielded as a failure.
 
     Args:
         structures: read one by one, as workers become free.
@@ -82,7 +85,8 @@ def label_structures(
     store.register(oracle)
     try:
         with _Heart(store.path, run.owner):
-            for labelled in run.results(enumerate(structures)):
+            for found in run.results(enumerate(structures)):
+                labelled = _within(found, options.max_force_eV_A)
                 if on_label is not None:
                     on_label(labelled)
                 yield labelled
@@ -95,6 +99,12 @@ def label_structures(
             store.release(run.owner)
         if own is not None:
             own.shutdown(cancel_futures=True)
+
+
+def _within(one: Labelled, max_force_eV_A: float | None) -> Labelled:
+    """``one``, without its label where that is to be refused."""
+    reason = None if one.label is None else refusal(one.label, max_force_eV_A)
+    return one if reason is None else replace(one, label=None, failure=reason, refused=True)
 
 
 class _Run:

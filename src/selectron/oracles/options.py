@@ -31,6 +31,10 @@ class _Common(BaseModel):
     multiplicity: PositiveInt | Literal["lowest"] = 1
     time_limit_s: PositiveFloat | None = Field(default=10 * _MINUTE, description="Of one attempt; null for none.")
     attempts: PositiveInt = Field(default=3, description="Recipes that are tried, one after the other.")
+    max_force_eV_A: PositiveFloat | None = Field(
+        default=200.0,
+        description="Labels with a larger force on an atom are kept, but not given out; null for no limit.",
+    )
 
     @property
     def knows_electrons(self) -> bool:
@@ -98,6 +102,7 @@ class SurfaceOptions(_WithoutElectrons):
     surface: str = Field(description="Its name, such as mueller-brown.")
     arguments: dict[str, Any] = Field(default_factory=dict, description="Of the surface, such as scale.")
     time_limit_s: PositiveFloat | None = 1 * _MINUTE
+    max_force_eV_A: PositiveFloat | None = None
 
 
 class AseOptions(_Common):
