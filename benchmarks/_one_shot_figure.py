@@ -78,7 +78,11 @@ def draw(content: dict[str, Any], path: Path) -> None:
     if not order:
         return
     figure, panels = plt.subplots(
-        1, len(MEASURES), figsize=(13, 1.6 + 0.3 * len(order)), layout="constrained", sharey=True
+        1,
+        len(MEASURES),
+        figsize=(13, 1.6 + (0.3 if len(order) < 40 else 0.18) * len(order)),
+        layout="constrained",
+        sharey=True,
     )
     random = [row for row in content["rows"] if row["method"] == "random"]
     for axes, (measure, label) in zip(panels, MEASURES.items(), strict=True):
@@ -93,7 +97,8 @@ def draw(content: dict[str, Any], path: Path) -> None:
         axes.axvline(0, color="tab:orange", lw=1)
         axes.set_title(f"{label}\nrandom {values.mean():.4g}, before {content['before'][measure]:.4g}", fontsize=9)
         axes.set_xlabel("against random, %")
-    panels[0].set_yticks(range(len(order)), order)
+    panels[0].set_yticks(range(len(order)), order, fontsize=10 if len(order) < 40 else 8)
+    panels[0].set_ylim(-0.7, len(order) - 0.3)
     sizes = content["sizes"]
     figure.suptitle(
         f"{content['model']}: {sizes['picks']} picks of {sizes['pool']}, case {content['case']}. "

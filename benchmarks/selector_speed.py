@@ -37,7 +37,7 @@ from bmdal_reg.bmdal import selection as bmdal  # noqa: E402
 
 NOISE_VARIANCE = 1e-3
 SEED = 0
-OURS = ("lcmd", "fps", "kmeans++", "maxdet", "bait", "ipv", "herding", "top-k", "random")
+OURS = ("lcmd", "fps", "kmeans++", "maxdet", "bait", "isd", "irv", "ipv", "herding", "top-k", "random")
 # Its own choice for this shape is the kernel-space MaxDet; the feature-space one is given for comparison.
 REFERENCES = {
     "lcmd": ("lcmd",),
