@@ -151,7 +151,7 @@ def test_a_label_with_a_large_force_is_kept_and_not_given_out(store, note):
     options = strange(note, max_force_eV_A=2.0)
     found = by_index(label_structures(structures, options, store))
     assert [found[i].label is not None for i in range(3)] == [True, True, False]
-    assert found[2].failure == "the force on atom 0 is 3 eV/Å, above max_force_eV_A of 2"
+    assert found[2].failure == "the force on atom 0 is 3.0 eV/Å, above max_force_eV_A of 2"
     assert found[2].refused
     assert not store.failures()
     assert found[2].core_s > 0 or found[2].wall_s > 0

@@ -128,7 +128,7 @@ def refusal(label: Label, max_force_eV_A: float | None) -> str | None:
     atom = int(np.argmax(norms))
     if norms[atom] <= max_force_eV_A:
         return None
-    return f"the force on atom {atom} is {norms[atom]:,.0f} eV/Å, above max_force_eV_A of {max_force_eV_A:g}"
+    return f"the force on atom {atom} is {norms[atom]:,.1f} eV/Å, above max_force_eV_A of {max_force_eV_A:g}"
 
 
 def fingerprint_of(settings: dict[str, Any]) -> str:
