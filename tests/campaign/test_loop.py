@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 from ase.io import read, write
 from quick_campaign import begin_in, labelled_by_emt, prepare, quick_fine_tune, rattled, run_quickly, story
+from rich.console import Console
 
 from selectron.campaign.export import export_campaign
 from selectron.campaign.history import read_campaign
 from selectron.campaign.run import run_campaign
+from selectron.cli.status import summarise
 from selectron.errors import SelectronError
 from selectron.report.campaign_page import write_campaign_report
 from selectron.structures import structure_hash
@@ -100,6 +102,21 @@ def test_failed_labels_are_replaced_and_told(play, tmp_path):
             assert sum(bool(pick.labelled) for pick in one.picks) == 4
         tried = [pick.structure_hash for one in arm.rounds for pick in one.picks]
         assert len(tried) == len(set(tried)), "a structure that failed was picked again"
+
+
+def test_structures_of_the_test_set_without_a_label_are_told(play, tmp_path, capsys):
+    record = play(fails="CH4", test={"fraction": 0.6, "labels": "oracle"}, budget={"labels": 3, "per_round": 3})
+    (reasons,) = record.unlabelled.values()
+    assert list(record.unlabelled) == ["test"]
+    assert 0 < len(reasons) < record.facts["sizes"]["test"]
+    assert all("the electrons do not converge" in reason for reason in reasons)
+    told = f"{len(reasons)} of {record.facts['sizes']['test']} structures got no label and are left out"
+    summarise(record, Console(width=300))
+    assert told in capsys.readouterr().out
+    write_campaign_report(record, tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert f"of which {len(reasons)} got no label" in page
+    assert page.count("label of a structure of the test set") == len(reasons)
 
 
 def test_labels_with_large_forces_are_not_trained_on(play, tmp_path):

@@ -77,6 +77,7 @@ def test_a_label_above_the_limit_on_forces_is_told_and_given_when_the_limit_is_r
     assert "above max_force_eV_A" in row["reason"]
     code, out, _ = run(f"label pool.extxyz -o out.extxyz --max-force {0.9 * force}")
     assert "--retry-failures" not in out
+    assert "In the store, but refused by --max-force: 1 of them." in out
     code, out, _ = run(f"label pool.extxyz -o out.extxyz --max-force {1.1 * force}")
     assert "0 new, 2 reused, 0 failed" in out
     assert len(read("out.extxyz", ":")) == 2

@@ -10,6 +10,7 @@ from typing import Any
 
 from selectron.campaign.artifacts import Artifacts
 from selectron.campaign.context import RANDOM, SELECTED
+from selectron.campaign.labelling import unlabelled_of
 from selectron.campaign.lock import running
 from selectron.campaign.records import (
     ArmRecord,
@@ -73,9 +74,13 @@ def _read(folder: Path, state: CampaignState, config: CampaignConfig) -> Campaig
         stop = next((stage.output for stage in stages if stage.name == "stop" and stage.arm == name), None)
         arms[name] = ArmRecord(name, records[name], *_reason(stop), start)
     facts = {} if inputs is None else inputs.output
+    unlabelled: dict[str, list[str]] = {}
     for stage in stages:
         if stage.name in ("label-test", "label-validation"):
             shared.count(stage)
+            reasons = unlabelled_of(stage.output)
+            if reasons:
+                unlabelled[stage.name.removeprefix("label-")] = reasons
     held = {one.name.removeprefix("label-"): one.output["labelled"] for one in stages if one.name.startswith("label-")}
 
     def path(name: str | None) -> Path | None:
@@ -89,6 +94,7 @@ def _read(folder: Path, state: CampaignState, config: CampaignConfig) -> Campaig
         versions=state.fact("versions"),
         machine=state.fact("machine"),
         facts=facts,
+        unlabelled=unlabelled,
         start=start,
         selected=arms[SELECTED],
         random=arms[RANDOM] if config.baseline == "random" else None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import closing
 from typing import Any
 
@@ -70,6 +71,11 @@ def label_all(campaign: Campaign, name: str, what: str) -> dict[str, Any]:
         "count": len(labelled),
         "core_s": sum(entry["core_s"] for entry in entries),
     }
+
+
+def unlabelled_of(output: Mapping[str, Any]) -> list[str]:
+    """Why structures have no label in what :func:`label_all` gave, one reason each."""
+    return [one["reason"] or "no reason was given" for one in output["labels"] if not one["ok"]]
 
 
 def _entry(

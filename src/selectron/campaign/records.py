@@ -213,6 +213,7 @@ class CampaignRecord:
     | created       | seconds since 1970                                                                       |
     | versions, machine | with what and where it was begun                                                     |
     | facts         | of the inputs: sizes of the sets, pool, candidates, repeated, quarantined, model_name, model_licence |
+    | unlabelled    | by set (test, validation): reasons why the oracle gave no label for structures of it, which are left out |
     | start         | errors of the pretrained model, as round 0                                               |
     | selected, random | the arms; random is None without a twin                                               |
     | activity      | what is being done, or was last                                                          |
@@ -229,6 +230,7 @@ class CampaignRecord:
     versions: Mapping[str, str]
     machine: Mapping[str, Any]
     facts: Mapping[str, Any]
+    unlabelled: Mapping[str, Sequence[str]]
     start: RoundRecord | None
     selected: ArmRecord
     random: ArmRecord | None

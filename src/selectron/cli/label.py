@@ -132,6 +132,7 @@ class _Run:
     failures: dict[int, tuple[str, int]] = field(default_factory=dict)  # reason, attempts
     new: int = 0
     known_failures: int = 0
+    refused: int = 0
     wall_s: float = 0.0
     core_s: float = 0.0
     _places: list[int] = field(default_factory=list)
@@ -167,6 +168,7 @@ class _Run:
         else:
             self.failures[index] = (labelled.failure or "no reason was given", labelled.attempts)
             self.known_failures += labelled.reused and not labelled.refused
+            self.refused += labelled.refused
 
     def labelled(self, name: str, options: OracleOptions) -> Iterator[Atoms]:
         """Labelled structures in the order of the pool, with their ``info`` and the oracle's name in it."""
@@ -191,6 +193,8 @@ class _Run:
             if self.known_failures and not retried:
                 again = f" {self.known_failures:,} known before were not tried again: --retry-failures does."
             lines.append(f"{failures} says why they failed.{again}")
+        if self.refused:
+            lines.append(f"In the store, but refused by --max-force: {self.refused:,} of them.")
         return lines
 
 

@@ -58,7 +58,12 @@ def summarise(record: CampaignRecord, console: Console) -> None:
     if table.row_count:
         console.print(table)
         console.print("Errors on the test set: forces in eV/Å, energies in meV/atom.", highlight=False)
-    lines = [_failures(arm) for arm in record.arms if arm.failures]
+    lines = [
+        f"{name} set: {len(reasons)} of {record.facts['sizes'][name]} structures got no label and are left out "
+        f"(the first: {reasons[0]})."
+        for name, reasons in record.unlabelled.items()
+    ]
+    lines += [_failures(arm) for arm in record.arms if arm.failures]
     lines += _broken(record)
     for arm in record.arms:
         lost = [str(one.round) for one in arm.rounds if one.training is not None and one.training.failure]

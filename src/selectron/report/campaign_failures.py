@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from selectron.report.campaign_style import ARM_NAMES
@@ -12,9 +12,17 @@ if TYPE_CHECKING:
     from selectron.campaign.records import ArmRecord, Sampled
 
 
-def failures(arms: Sequence[ArmRecord]) -> str:
-    """Every failed oracle call and training with its reason; broken trajectories counted by reason."""
+def failures(arms: Sequence[ArmRecord], unlabelled: Mapping[str, Sequence[str]]) -> str:
+    """Every failed oracle call and training with its reason; broken trajectories counted by reason.
+
+    ``unlabelled``: by set, the reasons why structures of it have no label.
+    """
     rows = [
+        ["", "", f"label of a structure of the {name} set", escaped(reason[:REASON])]
+        for name, reasons in unlabelled.items()
+        for reason in reasons[:ROWS]
+    ]
+    rows += [
         [
             ARM_NAMES[arm.name],
             str(pick.round),

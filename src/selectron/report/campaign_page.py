@@ -88,7 +88,7 @@ def _sections(record: CampaignRecord, curves: Mapping[str, Curve]) -> list[tuple
         ("costs", "Costs", tables.costs(record, seconds)
             + "<p class='facts'>Times of labelling, screening, training, measuring and together are processor time.</p>"
             + cost_bars(seconds) + _oracle_total(record)),
-        ("failures", "Failures", failures(record.arms)),
+        ("failures", "Failures", failures(record.arms, record.unlabelled)),
         ("configuration", "Configuration",
             f"<details open><summary>campaign.yaml</summary><pre>{escaped(record.text)}</pre></details>"),
         ("origins", "Versions, seeds and data", tables.origins(record)),
@@ -124,8 +124,8 @@ def _cards(record: CampaignRecord) -> str:
     saving = record.savings.get(MAIN[0])
     if saving is not None and last is not None:
         cards.append(_saving_card(saving.selected, saving.random, saving.at_most))
-    failed = sum(len(one.failures) for one in record.arms)
-    cards.append((str(failed), "failed oracle calls"))
+    failed = sum(len(one.failures) for one in record.arms) + sum(map(len, record.unlabelled.values()))
+    cards.append((str(failed), "failed oracle call" if failed == 1 else "failed oracle calls"))
     total = record.oracle_core_s + sum(
         cost.core_s for name, cost in record.costs.items() if not name.startswith("label")
     )

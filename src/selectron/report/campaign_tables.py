@@ -320,7 +320,10 @@ def origins(record: CampaignRecord) -> str:
             rows.append(("pool", ", ".join(sizes_of_pool)))
         left_out = _count(facts, "repeated", "repeated"), _count(facts, "quarantined", "unusable")
         rows.append(("left out", ", ".join(left_out)))
-        rows += [(f"{name} set", f"{size:,} structures") for name, size in sizes.items()]
+        for name, size in sizes.items():
+            lost = len(record.unlabelled.get(name, ()))
+            without = f", of which {lost:,} got no label and {'is' if lost == 1 else 'are'} left out" if lost else ""
+            rows.append((f"{name} set", f"{size:,} structures{without}"))
     rows.append(("seed", f"{config.seed} (trainer: {config.trainer.seed + config.seed})"))
     rows.append(("features and selector", f"{config.features.name}, D = {config.features.dim}; {config.selector.name}"))
     rows.append(("machine", ", ".join(f"{name} {value}" for name, value in record.machine.items())))
