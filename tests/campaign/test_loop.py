@@ -1,5 +1,7 @@
 """Whole campaigns of seconds: budgets, replacements, twins, stopping rules, changes."""
 
+import re
+
 import numpy as np
 import pytest
 from ase.io import read, write
@@ -117,6 +119,21 @@ def test_structures_of_the_test_set_without_a_label_are_told(play, tmp_path, cap
     page = (tmp_path / "report.html").read_text()
     assert f"of which {len(reasons)} got no label" in page
     assert page.count("label of a structure of the test set") == len(reasons)
+
+
+def test_the_report_names_what_could_not_be_used(play, tmp_path):
+    overlapping, strange = rattled(2, 11)
+    overlapping.positions[1] = overlapping.positions[0] + 0.01
+    strange.numbers[0] = 79
+    write(tmp_path / "mixed.extxyz", [*rattled(30, 1), overlapping, strange])
+    record = play(pool={"files": ["mixed.extxyz"]}, budget={"labels": 3, "per_round": 3}, baseline=None)
+    write_campaign_report(record, tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert "2 structures of the files could not be used" in page
+    for index in (30, 31):
+        assert f'mixed.extxyz</td><td class="n">{index}</td>' in page
+    (named,) = re.findall(r"<code>(artifacts/[^<]+)</code>", page.split('id="failures"')[1].split("</section>")[0])
+    assert (tmp_path / "run" / named).read_text().count("mixed.extxyz") == 2
 
 
 def test_labels_with_large_forces_are_not_trained_on(play, tmp_path):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from selectron.report.campaign_style import ARM_NAMES
@@ -46,6 +48,22 @@ def failures(arms: Sequence[ArmRecord], unlabelled: Mapping[str, Sequence[str]])
         sampled = ", and no trajectory broke" if any(one.sampled for arm in arms for one in arm.rounds) else ""
         return f'<p class="empty">No oracle call and no training failed{sampled}.</p>'
     return table([("arm", "k"), ("round", "n"), ("what", ""), ("reason", "")], rows)
+
+
+def quarantined(path: Path | None) -> str:
+    """Structures that could not be used, with file, place and reason: the first of the quarantine ``path``; "" without."""
+    if path is None:
+        return ""
+    with path.open(encoding="utf-8", newline="") as stream:
+        entries = list(csv.DictReader(stream))
+    rows = [[file_name(one["file"]), escaped(one["index"]), escaped(one["reason"][:REASON])] for one in entries[:ROWS]]
+    count = counted(
+        len(entries), "structure of the files could not be used", "structures of the files could not be used"
+    )
+    where = f"{escaped(path.parent.parent.name)}/{escaped(path.parent.name)}/{escaped(path.name)}"
+    return f"<p>{count} (all in <code>{where}</code>):</p>" + table(
+        [("file", "k"), ("index", "n"), ("reason", "")], rows
+    )
 
 
 def _broken(sampled: Sampled) -> list[list[str]]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from selectron import __version__
 from selectron.report import campaign_tables as tables
-from selectron.report.campaign_failures import failures
+from selectron.report.campaign_failures import failures, quarantined
 from selectron.report.campaign_figures import cost_bars, learning_curves, losses
 from selectron.report.campaign_map import draw_dihedrals, draw_map, interactive_map
 from selectron.report.campaign_parity import parity
@@ -88,7 +88,8 @@ def _sections(record: CampaignRecord, curves: Mapping[str, Curve]) -> list[tuple
         ("costs", "Costs", tables.costs(record, seconds)
             + "<p class='facts'>Times of labelling, screening, training, measuring and together are processor time.</p>"
             + cost_bars(seconds) + _oracle_total(record)),
-        ("failures", "Failures", failures(record.arms, record.unlabelled)),
+        ("failures", "Failures", failures(record.arms, record.unlabelled)
+            + quarantined(record.quarantine_path)),
         ("configuration", "Configuration",
             f"<details open><summary>campaign.yaml</summary><pre>{escaped(record.text)}</pre></details>"),
         ("origins", "Versions, seeds and data", tables.origins(record)),
