@@ -155,6 +155,10 @@ def test_labels_with_large_forces_are_not_trained_on(play, tmp_path):
     assert any(arm.failures for arm in record.arms)
     failed = next(pick for arm in record.arms for pick in arm.failures)
     assert failed.core_s > 0
+    export_campaign(record, tmp_path / "out")
+    fitted = {structure_hash(atoms) for atoms in read(tmp_path / "out" / "train.extxyz", ":")}
+    picks = [pick for one in record.selected.rounds for pick in one.picks]
+    assert {pick.structure_hash for pick in picks} & fitted == {pick.structure_hash for pick in picks if pick.labelled}
 
 
 def test_an_oracle_that_always_fails_ends_the_campaign(play, tmp_path):

@@ -11,7 +11,7 @@ from ase import Atoms
 from selectron.campaign.artifacts import file_digest
 from selectron.campaign.candidates import Refused, hold_out, index_pool, usable_structures
 from selectron.campaign.context import Campaign, bare
-from selectron.campaign.labelling import label_all, labels_depend_on, unlabelled_of
+from selectron.campaign.labelling import label_all, labels_depend_on, left_out, unlabelled_of
 from selectron.config.campaign import CampaignConfig
 from selectron.config.sections import HeldOut
 from selectron.errors import SelectronError
@@ -160,15 +160,11 @@ def _with_labels(campaign: Campaign, part: HeldOut, name: str, what: str) -> str
     campaign.reporter.stage(f"label-{what}", "", 0)
     inputs = {"structures": name, **labels_depend_on(campaign.config.oracle)}
     done = campaign.state.stage(f"label-{what}", inputs, lambda: label_all(campaign, name, f"labels of the {what} set"))
+    reasons = unlabelled_of(done.output)
     if done.output["labelled"] is None:
-        reasons = [one["reason"] for one in done.output["labels"]]
         raise SelectronError(f"The oracle gave no label for any structure of the {what} set (the first: {reasons[0]}).")
-    lost = unlabelled_of(done.output)
-    if lost:
-        campaign.reporter.say(
-            f"{what} set: {len(lost)} of {len(done.output['labels'])} structures got no label and are left out "
-            f"(the first: {lost[0]})"
-        )
+    if reasons:
+        campaign.reporter.say(left_out(what, reasons, len(done.output["labels"])))
     return str(done.output["labelled"])
 
 

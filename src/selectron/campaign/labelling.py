@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -76,6 +76,11 @@ def label_all(campaign: Campaign, name: str, what: str) -> dict[str, Any]:
 def unlabelled_of(output: Mapping[str, Any]) -> list[str]:
     """Why structures have no label in what :func:`label_all` gave, one reason each."""
     return [one["reason"] or "no reason was given" for one in output["labels"] if not one["ok"]]
+
+
+def left_out(what: str, reasons: Sequence[str], total: int) -> str:
+    """How many of the ``total`` structures of the set ``what`` the oracle gave no label, for people; no full stop."""
+    return f"{what} set: {len(reasons)} of {total} structures got no label and are left out (the first: {reasons[0]})"
 
 
 def _entry(

@@ -44,6 +44,8 @@ def status(
 
 def summarise(record: CampaignRecord, console: Console) -> None:
     """Rounds and errors as a table, costs, why it ended, and what selection saved."""
+    from selectron.campaign.labelling import left_out
+
     headings = ("round", "picks", "labels", "force RMSE", "force MAE", "energy RMSE", "energy MAE")
     table = Table(*headings, box=SIMPLE_HEAD)
     for column in table.columns[2:]:
@@ -58,11 +60,8 @@ def summarise(record: CampaignRecord, console: Console) -> None:
     if table.row_count:
         console.print(table)
         console.print("Errors on the test set: forces in eV/Å, energies in meV/atom.", highlight=False)
-    lines = [
-        f"{name} set: {len(reasons)} of {record.facts['sizes'][name]} structures got no label and are left out "
-        f"(the first: {reasons[0]})."
-        for name, reasons in record.unlabelled.items()
-    ]
+    sizes = record.facts.get("sizes", {})
+    lines = [f"{left_out(name, reasons, sizes[name])}." for name, reasons in record.unlabelled.items()]
     lines += [_failures(arm) for arm in record.arms if arm.failures]
     lines += _broken(record)
     for arm in record.arms:

@@ -50,8 +50,8 @@ def failures(arms: Sequence[ArmRecord], unlabelled: Mapping[str, Sequence[str]])
     return table([("arm", "k"), ("round", "n"), ("what", ""), ("reason", "")], rows)
 
 
-def quarantined(path: Path | None) -> str:
-    """Structures that could not be used, with file, place and reason: the first of the quarantine ``path``; "" without."""
+def quarantined(path: Path | None, folder: Path) -> str:
+    """The first structures of the quarantine ``path`` in ``folder``, with file, place and reason; "" without one."""
     if path is None:
         return ""
     with path.open(encoding="utf-8", newline="") as stream:
@@ -60,7 +60,7 @@ def quarantined(path: Path | None) -> str:
     count = counted(
         len(entries), "structure of the files could not be used", "structures of the files could not be used"
     )
-    where = f"{escaped(path.parent.parent.name)}/{escaped(path.parent.name)}/{escaped(path.name)}"
+    where = escaped(path.relative_to(folder).as_posix())
     return f"<p>{count} (all in <code>{where}</code>):</p>" + table(
         [("file", "k"), ("index", "n"), ("reason", "")], rows
     )

@@ -89,7 +89,7 @@ def _sections(record: CampaignRecord, curves: Mapping[str, Curve]) -> list[tuple
             + "<p class='facts'>Times of labelling, screening, training, measuring and together are processor time.</p>"
             + cost_bars(seconds) + _oracle_total(record)),
         ("failures", "Failures", failures(record.arms, record.unlabelled)
-            + quarantined(record.quarantine_path)),
+            + quarantined(record.quarantine_path, record.folder)),
         ("configuration", "Configuration",
             f"<details open><summary>campaign.yaml</summary><pre>{escaped(record.text)}</pre></details>"),
         ("origins", "Versions, seeds and data", tables.origins(record)),

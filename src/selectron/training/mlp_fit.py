@@ -101,9 +101,10 @@ def fit_mlp(
     terms = _Terms(scale, slope, energy_weight**0.5, force_weight**0.5, regularisation)
     parameters = potential.parameters.clone()
     hidden = potential.hidden_units
-    curvature, gradient, loss = _normal_equations(parameters, hidden, targets, terms)
+    loss = _loss(parameters, hidden, targets, terms)
     if not bool(loss.isfinite().all()):
         raise SelectronError("The loss of the networks that the fit starts from is not finite.")
+    curvature, gradient = _normal_equations(parameters, hidden, targets, terms)
     unit = curvature.diagonal(dim1=1, dim2=2).mean(1)
     damping, growth = _FIRST_DAMPING * unit, torch.full_like(loss, 2.0)
     losses, dampings = [loss.clone()], [damping.clone()]
@@ -130,9 +131,7 @@ def fit_mlp(
         active = active[~resting]
         moved = accepted[torch.isin(accepted, active)]
         if len(moved):
-            curvature[moved], gradient[moved], _ = _normal_equations(
-                parameters[moved], hidden, targets.take(moved), terms
-            )
+            curvature[moved], gradient[moved] = _normal_equations(parameters[moved], hidden, targets.take(moved), terms)
     fitted = MLPPotential(parameters, potential.scaling, device=potential.device)
     return fitted, FitHistory(torch.stack(losses), torch.stack(dampings))
 
@@ -213,17 +212,14 @@ def _loss(parameters: Tensor, hidden: int, targets: _Targets, terms: _Terms) -> 
     return residuals.square().sum((1, 2)) / targets.counts + terms.regularisation * ridge
 
 
-def _normal_equations(
-    parameters: Tensor, hidden: int, targets: _Targets, terms: _Terms
-) -> tuple[Tensor, Tensor, Tensor]:
-    """JᵀJ/Σc + λ (K, P, P), ½ ∇L (K, P) and L (K,)."""
+def _normal_equations(parameters: Tensor, hidden: int, targets: _Targets, terms: _Terms) -> tuple[Tensor, Tensor]:
+    """JᵀJ/Σc + λ (K, P, P) and ½ ∇L (K, P)."""
     networks, size = parameters.shape
     points = targets.u.shape[2]
     chunk = max(1, _JACOBIAN_BYTES // (8 * size * 3 * points))
     buffer = torch.zeros(min(chunk, networks), size, 3, points, dtype=parameters.dtype, device=parameters.device)
     curvature = parameters.new_empty(networks, size, size)
     gradient = torch.empty_like(parameters)
-    loss = parameters.new_empty(networks)
     ridge = torch.full_like(parameters[0], terms.regularisation)
     ridge[-1] = 0.0
     for start in range(0, networks, chunk):
@@ -235,8 +231,7 @@ def _normal_equations(
         counts = part_targets.counts[:, None]
         curvature[part] = torch.bmm(jacobian, jacobian.mT) / counts[..., None] + torch.diag(ridge)
         gradient[part] = torch.bmm(jacobian, flat[..., None]).squeeze(2) / counts + ridge * some
-        loss[part] = flat.square().sum(1) / counts[:, 0] + (ridge * some.square()).sum(1)
-    return curvature, gradient, loss
+    return curvature, gradient
 
 
 def _linearise(parameters: Tensor, hidden: int, targets: _Targets, terms: _Terms, jacobian: Tensor) -> Tensor:
