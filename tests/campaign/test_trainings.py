@@ -1,5 +1,6 @@
 """Trainings of both arms at the same time: same results as one after the other, each told apart."""
 
+import re
 import sqlite3
 from contextlib import closing
 
@@ -8,13 +9,25 @@ from quick_campaign import begin_in, prepare, quick_fine_tune, story
 
 import selectron.campaign.fitting
 import selectron.training.fine_tune
+from selectron.campaign.context import Unwatched
 from selectron.campaign.history import read_campaign
 from selectron.campaign.run import run_campaign
 from selectron.campaign.state import FILE
 from selectron.errors import SelectronError
-from selectron.training.fine_tune import TrainingFailed
+from selectron.training.mace_process import kept
+from selectron.training.outcome import TrainingFailed
 
 WAITS = 3
+
+
+class Listening(Unwatched):
+    """Keeps what a campaign says."""
+
+    def __init__(self, said):
+        self.said = said
+
+    def say(self, text):
+        self.said.append(text)
 
 
 @pytest.fixture
@@ -33,7 +46,7 @@ def play(tmp_path, tiny_model, monkeypatch):
                     turns.append((who, turn))
                     yield
                 if breaks is not None and who == breaks[0]:
-                    raise breaks[1]
+                    raise breaks[1](folder) if callable(breaks[1]) else breaks[1]
                 return quick_fine_tune(model, train, valid, options, folder)
             finally:
                 turns.append((who, "end"))
@@ -87,6 +100,23 @@ def test_one_training_that_fails_leaves_the_other(play):
     assert "diverged" in record.selected.rounds[0].training.failure
     assert record.random.rounds[0].training.failure is None
     assert record.finished
+
+
+def test_a_failed_training_names_a_log_that_stays(play, tmp_path):
+    def failure(folder):
+        (folder / "run").mkdir()
+        (folder / "run" / "log.txt").write_text("loss: nan")
+        return TrainingFailed(f"The training diverged; {kept(folder / 'run')}")
+
+    folder, _ = play("run", cores=1, breaks=("selected-1", failure))
+    said = []
+    run_campaign(folder, watcher=Listening(said))
+    record = read_campaign(folder)
+    assert not list((folder / "scratch" / "training").iterdir())
+    told = record.selected.rounds[0].training.failure
+    (named,) = re.findall(r"(artifacts/\S+\.txt) says more", told)
+    assert (folder / named).read_text() == "loss: nan"
+    assert any(named in line for line in said)
 
 
 def test_what_stops_one_training_ends_the_other_and_nothing_that_is_done_is_lost(play):

@@ -29,6 +29,10 @@ class Artifacts:
         """Where the artifact ``name`` (``<sha256><suffix>``) is."""
         return self.folder / name[:2] / name
 
+    def relative(self, name: str) -> str:
+        """The same, as seen from the campaign's folder."""
+        return self.path(name).relative_to(self.folder.parent).as_posix()
+
     def put(self, write: Callable[[Path], object], suffix: str) -> str:
         """Lets ``write`` fill a temporary file, and gives the name under which its content is kept.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,8 +26,6 @@ from selectron.campaign.state import CampaignState, Stage
 from selectron.config.campaign import CampaignConfig
 from selectron.errors import SelectronError
 from selectron.structures import Pool, Source
-
-_TRAINER_LOG = re.compile(r"\S*[\\/]scratch[\\/]training[\\/]\S+?log\.txt")
 
 
 def read_campaign(folder: str | Path) -> CampaignRecord:
@@ -246,13 +243,9 @@ def _left(stage: Stage) -> Uncertainty:
 
 
 def _training(stage: Stage, artifacts: Artifacts) -> TrainingRecord:
-    output, failure = stage.output, stage.output["failure"]
-    if failure is not None and output["log"]:
-        # the trainer names its folder, which is gone with the next training
-        kept = artifacts.path(output["log"])
-        failure = _TRAINER_LOG.sub(f"{kept.parent.parent.name}/{kept.parent.name}/{kept.name}", failure)
+    output = stage.output
     return TrainingRecord(
-        failure=failure,
+        failure=output["failure"],
         structures=output["structures"],
         kept_epoch=output.get("kept_epoch", output.get("best_epoch")),
         history=output["history"],

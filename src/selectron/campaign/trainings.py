@@ -121,8 +121,12 @@ def _steps(campaign: Campaign, job: Job) -> Generator[None, None, dict[str, Any]
     except TrainingFailed as failure:
         check_room(campaign.folder)  # a trainer that could not write is no verdict on the model
         log = folder / "run" / "log.txt"
-        kept = campaign.artifacts.put_file(log) if log.is_file() else None
-        return {"model": None, "failure": str(failure), "log": kept, "structures": len(structures), "history": []}
+        kept, reason = None, str(failure)
+        if log.is_file():
+            kept = campaign.artifacts.put_file(log)
+            # the trainer names its folder, which is gone with the next training; the copy stays
+            reason = reason.replace(str(log), campaign.artifacts.relative(kept))
+        return {"model": None, "failure": reason, "log": kept, "structures": len(structures), "history": []}
     output = {
         "model": campaign.artifacts.put_file(result.model_path),
         "failure": None,

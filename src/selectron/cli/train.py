@@ -61,6 +61,7 @@ def train(
     stage_two_start: Annotated[int | None, typer.Option(help="Epoch of stage two.", show_default="never")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Structures a step.", show_default="10")] = None,
     ema: Annotated[float | None, typer.Option(help="Decay of averaged parameters.", show_default="0.99")] = None,
+    no_ema: Annotated[bool, typer.Option("--no-ema", help="The last parameters, not averaged ones.")] = False,
     patience: Annotated[int | None, typer.Option(help="Epochs without a better loss.", show_default="no end")] = None,
     keep: Annotated[
         str | None, typer.Option(help="Which epoch's model is the result: auto, last or best.", show_default="auto")
@@ -95,6 +96,8 @@ def train(
     extra: Annotated[list[str], typer.Option("--extra", help="Argument of mace_run_train, verbatim.")] = [],  # noqa: B006
 ) -> None:
     """Fine-tune a model on labelled structures; a training that fails leaves an existing output as it is."""
+    if no_ema and ema is not None:
+        raise SelectronError("--ema and --no-ema exclude each other.")
     settings = _options(
         preset=preset,
         method=method,
@@ -107,6 +110,7 @@ def train(
         stage_two_start=stage_two_start,
         batch_size=batch_size,
         ema=ema,
+        averaged=not no_ema,
         patience=patience,
         keep=keep,
         weights=weights,
@@ -154,10 +158,11 @@ def train(
     console.print(f"wrote {output}; log and losses are in {work}", soft_wrap=True, highlight=False)
 
 
-def _options(**given: Any) -> TrainOptions:
+def _options(*, averaged: bool, **given: Any) -> TrainOptions:
     """The options that were given; the preset or the default stands for the rest."""
+    chosen = {key: value for key, value in given.items() if value is not None}
     try:
-        return TrainOptions(**{key: value for key, value in given.items() if value is not None})
+        return TrainOptions(**(chosen if averaged else chosen | {"ema": None}))
     except ValidationError as error:
         first = error.errors()[0]
         where = "".join(f"{part}: " for part in first["loc"][:1])
