@@ -20,7 +20,10 @@ FORMULAE = ("H2O", "CH4", "CO2", "CH3OH", "C2H4", "H2CO")
 
 
 class CountedEMT(EMT):
-    """Effective-medium theory that notes each call in the file $CALLS, and fails for structures of one formula."""
+    """Effective-medium theory that notes each call in the file $CALLS, and fails for structures of one formula.
+
+    It fails for all while the environment has $BROKEN.
+    """
 
     def __init__(self, fails=None, slow_s=0.0):
         super().__init__()
@@ -34,6 +37,8 @@ class CountedEMT(EMT):
         with open(os.environ["CALLS"], "a") as stream:
             stream.write(structure_hash(atoms) + "\n")
         time.sleep(self.slow_s)
+        if "BROKEN" in os.environ:
+            raise RuntimeError("the licence has run out")
         if atoms.get_chemical_formula() == self.fails:
             raise RuntimeError("the electrons do not converge")
         super().calculate(atoms, list(properties), list(system_changes))

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from selectron.campaign.export import export_campaign
 from selectron.campaign.history import read_campaign
-from selectron.campaign.run import run_campaign
+from selectron.campaign.run import begin, run_campaign
 from selectron.cli.status import summarise
 from selectron.errors import SelectronError
 from selectron.report.campaign_page import write_campaign_report
@@ -169,6 +169,36 @@ def test_an_oracle_that_always_fails_ends_the_campaign(play, tmp_path):
     assert record.selected.labels == 0
 
 
+def test_an_oracle_that_is_mended_labels_the_test_set(play, tmp_path, monkeypatch):
+    monkeypatch.setenv("BROKEN", "yes")
+    sections = {
+        "test": {"fraction": 0.3, "labels": "oracle"},
+        "budget": {"labels": 3, "per_round": 3},
+        "baseline": None,
+    }
+    for _ in range(2):
+        with pytest.raises(SelectronError, match=r"of the test set.*licence.*selectron resume .*run tries them again"):
+            play("run", **sections)
+    monkeypatch.delenv("BROKEN")
+    run_quickly(tmp_path / "run")
+    record = read_campaign(tmp_path / "run")
+    assert record.finished
+    assert record.unlabelled == {}
+    assert record.selected.labels == 3
+
+
+def test_a_campaign_that_a_broken_oracle_ended_goes_on_with_other_picks(play, monkeypatch):
+    monkeypatch.setenv("BROKEN", "yes")
+    record = play("run", baseline=None)
+    assert record.selected.stop_rule == "oracle"
+    assert "budget.failures_per_round above 3" in record.selected.stop
+    lost = [pick.structure_hash for pick in record.selected.failures]
+    monkeypatch.delenv("BROKEN")
+    record = play("run", baseline=None, budget={"labels": 6, "per_round": 3, "failures_per_round": 4})
+    assert record.selected.labels == 6
+    assert [pick.structure_hash for pick in record.selected.failures] == lost
+
+
 @pytest.mark.slow
 def test_a_pool_that_is_used_up_ends_the_campaign(play):
     record = play(budget={"labels": 50, "per_round": 20}, baseline=None)
@@ -254,6 +284,20 @@ def test_more_budget_goes_on_where_the_old_one_ended(play, tmp_path, undisturbed
     # and it is what a campaign with that budget does from the beginning
     play("whole", budget={"labels": 9, "per_round": 3})
     assert [entry[4] for entry in story(tmp_path / "whole")] == [entry[4] for entry in after]
+
+
+@pytest.mark.slow
+def test_less_budget_shows_less_and_loses_nothing(play, tmp_path):
+    folder, texts = tmp_path / "run", {}
+    whole = play("run", baseline=None)
+    for labels in (3, 6):
+        config = whole.config.model_copy(update={"budget": whole.config.budget.model_copy(update={"labels": labels})})
+        texts[labels] = begin(config, "", folder)
+        run_quickly(folder)
+        assert [arm.labels for arm in read_campaign(folder).arms] == [labels]
+    assert "3 labels now and was 6" in texts[3][0]
+    assert texts[6] == []
+    assert read_campaign(folder).selected.rounds == whole.selected.rounds  # nothing was done again
 
 
 def test_what_may_not_change_is_refused(play, tmp_path):

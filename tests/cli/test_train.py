@@ -53,6 +53,20 @@ def test_a_model_is_trained_and_its_errors_are_shown(files, tmp_path):
 
 
 @pytest.mark.slow
+def test_averaging_is_switched_off(files, tmp_path):
+    settings = []
+    for name, how in (("averaged", []), ("plain", ["--no-ema"])):
+        done = selectron(
+            "train", "--model", "embedded", "--train", files / "train.extxyz", "-o", f"{name}.model", "--epochs", "20", *how,
+            cwd=tmp_path,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        settings.append((tmp_path / f"{name}-training" / "run" / "settings.json").read_text())
+    assert "--ema_decay=" in settings[0]
+    assert "--ema" not in settings[1]
+
+
+@pytest.mark.slow
 def test_a_training_that_fails_leaves_the_output_alone(files, tmp_path):
     (tmp_path / "new.model").write_bytes(b"the previous model")
     done = selectron(
@@ -73,6 +87,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(files, tmp_path):
         (["--train", files / "train.extxyz", "--epochs", "0"], "epochs: "),
         (["--train", files / "train.extxyz", "--method", "dora"], "method: "),
         (["--train", files / "train.extxyz", "--stage-two-start", "100"], "stage_two_start"),
+        (["--train", files / "train.extxyz", "--ema", "0.9", "--no-ema"], "exclude each other"),
         (["--train", files / "train.extxyz", "-o", files / "train.extxyz"], "would be written over an input"),
     ):
         done = selectron("train", "--model", "embedded", *arguments, cwd=tmp_path)

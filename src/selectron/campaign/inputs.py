@@ -159,10 +159,21 @@ def _with_labels(campaign: Campaign, part: HeldOut, name: str, what: str) -> str
         return name
     campaign.reporter.stage(f"label-{what}", "", 0)
     inputs = {"structures": name, **labels_depend_on(campaign.config.oracle)}
-    done = campaign.state.stage(f"label-{what}", inputs, lambda: label_all(campaign, name, f"labels of the {what} set"))
+    again = f"{what} set without labels"
+
+    def labels() -> dict[str, Any]:
+        """A set without any label is no output: what is wrong with the oracle may be mended, and is then tried again."""
+        output = label_all(campaign, name, f"labels of the {what} set", retry_failures=bool(campaign.state.fact(again)))
+        if output["labelled"] is None:
+            campaign.state.set_facts({again: True})
+            raise SelectronError(
+                f"The oracle gave no label for any structure of the {what} set (the first: {unlabelled_of(output)[0]}). Once "
+                f"the cause is gone, selectron resume {campaign.folder} tries them again."
+            )
+        return output
+
+    done = campaign.state.stage(f"label-{what}", inputs, labels)
     reasons = unlabelled_of(done.output)
-    if done.output["labelled"] is None:
-        raise SelectronError(f"The oracle gave no label for any structure of the {what} set (the first: {reasons[0]}).")
     if reasons:
         campaign.reporter.say(left_out(what, reasons, len(done.output["labels"])))
     return str(done.output["labelled"])

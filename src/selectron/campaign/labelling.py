@@ -42,13 +42,18 @@ def labels_depend_on(oracle: OracleOptions) -> dict[str, Any]:
     return {"oracle": make_oracle(oracle).fingerprint, "max_force_eV_A": oracle.max_force_eV_A}
 
 
-def label_all(campaign: Campaign, name: str, what: str) -> dict[str, Any]:
-    """Labels for all structures of the artifact ``name``; failures are entries with a reason."""
+def label_all(campaign: Campaign, name: str, what: str, *, retry_failures: bool = False) -> dict[str, Any]:
+    """Labels for all structures of the artifact ``name``; failures are entries with a reason.
+
+    Known failures are called for again only with ``retry_failures``.
+    """
     config, structures = campaign.config, campaign.read([name])
     results: dict[int, Labelled] = {}
     campaign.reporter.start(what, len(structures))
     with LabelStore(campaign.label_store) as store:
-        found = label_structures(structures, config.oracle, store, executor=campaign.executor())
+        found = label_structures(
+            structures, config.oracle, store, executor=campaign.executor(), retry_failures=retry_failures
+        )
         with closing(found):
             for one in found:
                 results[one.index] = one

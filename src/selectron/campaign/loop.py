@@ -155,7 +155,9 @@ def _buy_labels(campaign: Campaign, inputs: Inputs, arm: Arm, round: int) -> Sto
             break
     if failures and reason:
         return Stop(
-            "oracle", f"No label was obtained in round {round}: {_calls(failures)} failed (the first: {reason})."
+            "oracle",
+            f"No label was obtained in round {round}: {_calls(failures)} failed (the first: {reason}). To go on with other "
+            f"picks, run it again with a budget.failures_per_round above {allowed}.",
         )
     return None
 

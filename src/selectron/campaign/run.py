@@ -26,8 +26,10 @@ MAY_CHANGE = frozenset({"name", "budget", "stop", "baseline", "execution"})
 """Sections that may differ when a campaign is begun again in its folder: what is done stays valid under all of them."""
 
 
-def begin(config: CampaignConfig, text: str, folder: Path) -> None:
+def begin(config: CampaignConfig, text: str, folder: Path) -> list[str]:
     """Makes ``folder`` the home of a campaign; where it is one already, takes over what may change.
+
+    Gives what a person should know of the changes, a sentence each.
 
     Raises SelectronError where the folder holds something else, or a campaign with another configuration.
     """
@@ -58,6 +60,16 @@ def begin(config: CampaignConfig, text: str, folder: Path) -> None:
             state.set_facts(facts)
         finally:
             state.close()
+    return [] if old is None else _about_budget(old["budget"]["labels"], config.budget.labels)
+
+
+def _about_budget(before: int, now: int) -> list[str]:
+    if now >= before:
+        return []
+    return [
+        f"The budget is {now} labels now and was {before}: what was bought and learned beyond it stays in the folder, is "
+        "shown no more, and comes back with the old budget."
+    ]
 
 
 def run_campaign(folder: Path, *, watcher: Watcher | None = None, fine_tune: Trainer | None = None) -> None:

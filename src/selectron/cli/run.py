@@ -36,9 +36,8 @@ def run(
     findings = check_campaign(document, campaign)
     findings.raise_mistakes()
     console = Console()
-    for note in findings.notes:
+    for note in [*findings.notes, *begin(campaign, config.read_text(encoding="utf-8"), folder)]:
         console.print(f"Note: {note}", soft_wrap=True, highlight=False)
-    begin(campaign, config.read_text(encoding="utf-8"), folder)
     go_on(folder, console)
 
 

@@ -276,6 +276,6 @@ def _refuse_diverged(before: Errors, after: Errors, options: TrainOptions, run: 
         raise TrainingFailed(
             f"The training diverged: on the validation set energies went from {before.energy_rmse_meV_atom:.1f} to "
             f"{after.energy_rmse_meV_atom:.1f} meV/atom and forces from {before.force_rmse:.3f} to {after.force_rmse:.3f} eV/Å "
-            f"(RMSE); {kept(run)} Often the learning rate is too large for these labels, or the validation set is unlike "
-            "what was trained on."
+            f"(RMSE); {kept(run)} Often the learning rate is too large, there are too few epochs to make up for its first "
+            "steps, or the validation set is unlike what was trained on."
         )
