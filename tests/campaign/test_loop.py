@@ -300,6 +300,23 @@ def test_less_budget_shows_less_and_loses_nothing(play, tmp_path):
     assert read_campaign(folder).selected.rounds == whole.selected.rounds  # nothing was done again
 
 
+def test_an_artifact_that_is_gone_or_damaged_is_told(play, tmp_path):
+    record = play("run", baseline=None, budget={"labels": 3, "per_round": 3})
+    model = record.selected.rounds[0].training.model
+    content = model.read_bytes()
+    more = record.config.model_copy(update={"budget": record.config.budget.model_copy(update={"labels": 6})})
+    begin(more, "", tmp_path / "run")
+    model.unlink()
+    with pytest.raises(SelectronError, match=r"\.model, which the campaign needs, is gone"):
+        run_quickly(tmp_path / "run")
+    model.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(SelectronError, match=r"\.model, which the campaign needs, is damaged"):
+        run_quickly(tmp_path / "run")
+    model.write_bytes(content)
+    run_quickly(tmp_path / "run")
+    assert read_campaign(tmp_path / "run").selected.labels == 6
+
+
 def test_what_may_not_change_is_refused(play, tmp_path):
     play("run", baseline=None)
     with pytest.raises(SelectronError, match="begun with another 'selector'"):

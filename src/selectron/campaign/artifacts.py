@@ -9,6 +9,7 @@ from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 
+from selectron.errors import SelectronError
 from selectron.structures.atomic import cannot_write
 
 _BLOCK = 1 << 20
@@ -24,10 +25,35 @@ class Artifacts:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._whole: set[str] = set()
 
     def path(self, name: str) -> Path:
         """Where the artifact ``name`` (``<sha256><suffix>``) is."""
         return self.folder / name[:2] / name
+
+    def whole(self, name: str) -> Path:
+        """The path of an artifact that is there and has the content that its name says, which is looked at once.
+
+        Raises SelectronError where somebody or a disk did away with it.
+        """
+        path = self.path(name)
+        if name in self._whole:
+            return path
+        end = "put it back from a copy, or begin another campaign (with label_store no label is bought again)."
+        try:
+            digest = file_digest(path)
+        except FileNotFoundError:
+            raise SelectronError(f"{path}, which the campaign needs, is gone: {end}") from None
+        except OSError as error:
+            raise SelectronError(
+                f"{path}, which the campaign needs, cannot be read ({error.strerror}): {end}"
+            ) from None
+        if digest != name.partition(".")[0]:
+            raise SelectronError(
+                f"{path}, which the campaign needs, is damaged, its content is not that of its name: {end}"
+            )
+        self._whole.add(name)
+        return path
 
     def relative(self, name: str) -> str:
         """The same, as seen from the campaign's folder."""

@@ -144,7 +144,7 @@ class Campaign:
         """The artifact ``model`` on the campaign's device, in ``dtype`` or the campaign's own."""
         section = self.config.model
         potential = load_potential(
-            self.artifacts.path(model), device=section.device, dtype=dtype or section.dtype, head=self.head(model)
+            self.artifacts.whole(model), device=section.device, dtype=dtype or section.dtype, head=self.head(model)
         )
         settle_threads([potential])
         return potential
@@ -160,7 +160,7 @@ class Campaign:
         """The structures of the artifacts ``names``, in order."""
         structures: list[Atoms] = []
         for name in names:
-            with Pool.open([self.artifacts.path(name)]) as pool:
+            with Pool.open([self.artifacts.whole(name)]) as pool:
                 structures += pool[:]
         return structures
 

@@ -71,7 +71,7 @@ def _at_once(campaign: Campaign, jobs: Sequence[Job]) -> int:
     if len(jobs) < 2 or any(job.options.device != "cpu" or job.options.kind != "mace" for job in jobs):
         return 1
     models = {job.asked["model"]: job.options for job in jobs}
-    threads = max(training_threads(load_mace(campaign.artifacts.path(name)), how) for name, how in models.items())
+    threads = max(training_threads(load_mace(campaign.artifacts.whole(name)), how) for name, how in models.items())
     return max(1, usable_cores() // threads)
 
 

@@ -186,10 +186,10 @@ def _round(
 def _picks(stage: Stage, labels: Stage | None, offset: int, artifacts: Artifacts, shared: _Shared) -> list[PickRecord]:
     if stage.output["structures"] is None:
         return []
-    with Pool.open([artifacts.path(stage.output["structures"])]) as pool:
+    with Pool.open([artifacts.whole(stage.output["structures"])]) as pool:
         structures = pool[:]
     if labels is not None and labels.output["labelled"] is not None:
-        with Pool.open([artifacts.path(labels.output["labelled"])]) as pool:
+        with Pool.open([artifacts.whole(labels.output["labelled"])]) as pool:
             known = {str(atoms.info["hash"]): atoms for atoms in pool}
         structures = [known.get(str(atoms.info["hash"]), atoms) for atoms in structures]
     found = []

@@ -119,7 +119,7 @@ def _by_selector(campaign: Campaign, inputs: Inputs, request: Request) -> dict[s
     index = index.without(request.failed)
     part = PoolPart(whole, index.places)
     known = [name for name in (inputs.train, *request.labelled) if name is not None]
-    train = Pool.open([campaign.artifacts.path(name) for name in known]) if known else None
+    train = Pool.open([campaign.artifacts.whole(name) for name in known]) if known else None
     features, train_features = _feature_maps(campaign, request.model)
     folder = _scratch_for(campaign, request)
     checks = Checks(elements=None, min_distance_A=0.0)  # what is here was checked when it was read
@@ -210,9 +210,9 @@ def _what_is_left(
         )
     if rule is None or options["train"] is None or inputs.validation is None or request.validation_errors is None:
         return facts, None
-    held = Pool.open([campaign.artifacts.path(inputs.validation)])
+    held = Pool.open([campaign.artifacts.whole(inputs.validation)])
     reference = screen(held, features, **options)
-    errors = Predictions.read(campaign.artifacts.path(request.validation_errors)).errors()
+    errors = Predictions.read(campaign.artifacts.whole(request.validation_errors)).errors()
     # what the store found not finite has no variance, and no say
     judged = reference.catalogue.indices
     atoms = rule.quantity == "energy_rmse_meV_atom"
@@ -274,7 +274,7 @@ def _scratch_for(campaign: Campaign, request: Request) -> Path:
 def _open(campaign: Campaign, request: Request) -> tuple[Index, Pool]:
     """The candidates, and the pool that they are in."""
     assert request.candidates.table is not None
-    index = Index.read(campaign.artifacts.path(request.candidates.table))
+    index = Index.read(campaign.artifacts.whole(request.candidates.table))
     return index, campaign.pool(request.candidates.files)
 
 

@@ -94,7 +94,7 @@ def place_others(
     Gives the artifact of a :class:`Plane` with these alone, under "others"; None where there are none. ``features`` are
     those of the screening, on its model.
     """
-    plane = Plane.read(campaign.artifacts.path(name))
+    plane = Plane.read(campaign.artifacts.whole(name))
     there = set(plane.hashes())
     missing = {key: atoms for key, atoms in ((structure_hash(one), one) for one in structures) if key not in there}
     if not missing:

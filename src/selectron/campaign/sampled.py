@@ -109,7 +109,7 @@ def _sample(
         for atoms in kept
     ]
     output["structures"] = campaign.keep(structures)
-    with Pool.open([campaign.artifacts.path(str(output["structures"]))]) as pool:
+    with Pool.open([campaign.artifacts.whole(str(output["structures"]))]) as pool:
         index, _ = index_pool(pool, Checks(elements=None, min_distance_A=0.0), [], campaign.reporter)
     index = index.without(_held_out(campaign, inputs))
     output["index"] = campaign.artifacts.put(index.write, ".npz")

@@ -111,7 +111,7 @@ def _steps(campaign: Campaign, job: Job) -> Generator[None, None, dict[str, Any]
     folder = Path(tempfile.mkdtemp(prefix=f"{job.arm}-{job.round}-", dir=parent))
     try:
         result: FineTuned = yield from campaign.training_steps(
-            campaign.artifacts.path(job.asked["model"]),
+            campaign.artifacts.whole(job.asked["model"]),
             structures,
             validation,
             job.options,

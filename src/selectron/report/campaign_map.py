@@ -221,7 +221,7 @@ def _known_structures(record: CampaignRecord, found: PickMap, picks: dict[str, P
     name = record.facts.get("index")
     if record.config.pool is not None and name is not None:
         try:
-            index = Index.read(record.artifacts.path(name))
+            index = Index.read(record.artifacts.whole(name))
             with Pool.open(list(record.config.pool.files)) as pool:
                 keys = [index.hash(i) for i in range(len(index))]
                 chosen = [i for i, key in enumerate(keys) if key in wanted and key not in picks]
