@@ -13,6 +13,7 @@ from selectron.structures import Pool
 from selectron.structures.atomic import atomic_output
 from selectron.training.labels import equally_weighted, labelled, write_for_mace
 from selectron.training.mace_process import loss_arguments
+from selectron.wording import counted
 
 README = """# {name}
 
@@ -57,12 +58,12 @@ def export_campaign(record: CampaignRecord, folder: Path, *, arm: str = "selecte
     train = training_set(record, chosen)
     fitted = labelled(train)
     write_for_mace(folder / "train.extxyz", fitted if weighted(record) else equally_weighted(fitted))
-    files["train.extxyz"] = f"{len(train)} structures: {_parts(record, chosen)}"
+    files["train.extxyz"] = f"{counted(len(train), 'structure')}: {_parts(record, chosen)}"
     for name, path in (("validation", record.validation_path), ("test", record.test_path)):
         if path is not None:
             structures = _read(path)
             write_for_mace(folder / f"{name}.extxyz", equally_weighted(labelled(structures, what=name)))
-            files[f"{name}.extxyz"] = f"{len(structures)} structures"
+            files[f"{name}.extxyz"] = counted(len(structures), "structure")
     if record.start_model is not None:
         _copy(record.start_model, folder / "start.model")
         files["start.model"] = "the model that the campaign began with"

@@ -22,6 +22,7 @@ from selectron.oracles import (
 )
 from selectron.oracles.store import structure_key
 from selectron.structures import structure_hash
+from selectron.wording import counted
 
 
 def label_picks(campaign: Campaign, picks: Stage) -> Stage:
@@ -85,7 +86,8 @@ def unlabelled_of(output: Mapping[str, Any]) -> list[str]:
 
 def left_out(what: str, reasons: Sequence[str], total: int) -> str:
     """How many of the ``total`` structures of the set ``what`` the oracle gave no label, for people; no full stop."""
-    return f"{what} set: {len(reasons)} of {total} structures got no label and are left out (the first: {reasons[0]})"
+    lost = f"{len(reasons)} of {counted(total, 'structure')}"
+    return f"{what} set: {lost} got no label and are left out (the first: {reasons[0]})"
 
 
 def _entry(

@@ -13,6 +13,7 @@ from selectron.campaign.labelling import label_picks
 from selectron.campaign.picking import Request, pick, place_picks
 from selectron.campaign.state import Stage
 from selectron.campaign.stopping import Stop, plateau_reached, target_reached
+from selectron.wording import counted
 
 
 @dataclass
@@ -149,16 +150,16 @@ def _buy_labels(campaign: Campaign, inputs: Inputs, arm: Arm, round: int) -> Sto
         reason = reason or (lost[0]["reason"] if lost else "")
         if lost:
             campaign.reporter.say(
-                f"round {round}, {arm.name}: {_calls(len(lost))} failed (the first: {lost[0]['reason']})"
+                f"round {round}, {arm.name}: {counted(len(lost), 'oracle call')} failed (the first: {lost[0]['reason']})"
             )
         if failures >= allowed:
             break
     if failures and reason:
-        return Stop(
-            "oracle",
-            f"No label was obtained in round {round}: {_calls(failures)} failed (the first: {reason}). To go on with other "
-            f"picks, run it again with a budget.failures_per_round above {allowed}.",
+        what = (
+            f"No label was obtained in round {round}: {counted(failures, 'oracle call')} failed (the first: {reason})."
         )
+        more = f" To go on with other picks, run it again with a budget.failures_per_round above {allowed}."
+        return Stop("oracle", what + (more if failures >= allowed else ""))
     return None
 
 
@@ -198,7 +199,3 @@ def _errors(measured: Stage) -> str:
 
 def _shown(value: float | None, how: str) -> str:
     return "not finite" if value is None else format(value, how)
-
-
-def _calls(count: int) -> str:
-    return f"{count} oracle call{'' if count == 1 else 's'}"

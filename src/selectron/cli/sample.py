@@ -13,6 +13,7 @@ from selectron.cli import options as o
 from selectron.cli.sample_plot import plot_frames
 from selectron.cli.sample_progress import sample_progress_for
 from selectron.errors import SelectronError
+from selectron.wording import counted
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -342,15 +343,15 @@ def _summary(last: Progress, options: SampleOptions, rate: float, files: _Files)
     pace = f" at {rate:,.1f} steps/s{per_day}" if rate else ""
     lines = [f"{options.method}: {last.step:,} steps{pace}; ended by {_ENDS[last.finished]}."]
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in tally.reasons.items())
-    lines.append(f"{_counted(tally.frames, 'frame')}, {tally.acquired:,} acquired{f' ({reasons})' if reasons else ''}.")
+    lines.append(f"{counted(tally.frames, 'frame')}, {tally.acquired:,} acquired{f' ({reasons})' if reasons else ''}.")
     lines += [f"From a pilot: {_FOUND[kind].format(value)}." for kind, value in last.thresholds.items()]
     if tally.ended:
         why = ", ".join(f"{count} × {reason}" for reason, count in Counter(e.reason for e in tally.ended).items())
         lines.append(
-            f"{_counted(len(tally.ended), 'trajectory', 'trajectories')} broke ({why}): {files.ended} says when."
+            f"{counted(len(tally.ended), 'trajectory', 'trajectories')} broke ({why}): {files.ended} says when."
         )
     if tally.shortened:
-        lines.append(f"{_counted(tally.shortened, 'step')} had a drift that was shortened to the largest displacement.")
+        lines.append(f"{counted(tally.shortened, 'step')} had a drift that was shortened to the largest displacement.")
     if options.criteria and not tally.acquired:
         lines.append("Nothing was acquired: no stopping criterion held in so many steps.")
     return lines
@@ -368,7 +369,3 @@ _ENDS = {
     "nothing moves any more": "the end of the last trajectory",
     "": "nothing",
 }
-
-
-def _counted(count: int, one: str, many: str = "") -> str:
-    return f"{count:,} {one if count == 1 else many or one + 's'}"

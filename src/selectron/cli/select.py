@@ -12,6 +12,7 @@ from rich.console import Console
 from selectron.cli import options as o
 from selectron.cli.progress import progress_for
 from selectron.errors import SelectronError
+from selectron.wording import counted
 
 if TYPE_CHECKING:
     from selectron.screening import Screening
@@ -151,16 +152,16 @@ def summarise(screening: Screening, setup: o.Setup, bad: Quarantine, console: Co
     lines += [f"Warning: {warning}" for warning in (setup.train.warnings if setup.train else [])]
     if setup.committee is not None and not (screening.selector or "").startswith("committee"):
         lines.append(f"Features come from {setup.potentials[0].name}; the other models only narrow the elements.")
-    known = f", {_structures(len(screening.training))} in the training set" if screening.training is not None else ""
-    lines.append(f"{_structures(len(screening.catalogue), 'usable ')} in the pool{known}.")
+    known = (
+        f", {counted(len(screening.training), 'structure')} in the training set"
+        if screening.training is not None
+        else ""
+    )
+    lines.append(f"{counted(len(screening.catalogue), 'usable structure')} in the pool{known}.")
     if len(bad):
-        lines.append(f"{_structures(len(bad))} could not be used: {bad.path} says why.")
+        lines.append(f"{counted(len(bad), 'structure')} could not be used: {bad.path} says why.")
     for line in [*lines, *screening.notes]:
         console.print(line, soft_wrap=True, highlight=False)
-
-
-def _structures(count: int, what: str = "") -> str:
-    return f"{count:,} {what}structure{'' if count == 1 else 's'}"
 
 
 def _images(output: Path) -> list[Path]:

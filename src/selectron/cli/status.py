@@ -13,6 +13,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from selectron.wording import counted
+
 if TYPE_CHECKING:
     from selectron.campaign.records import ArmRecord, CampaignRecord, RoundRecord
 
@@ -86,7 +88,7 @@ def _row(one: RoundRecord) -> list[str]:
 
 def _failures(arm: ArmRecord) -> str:
     count = len(arm.failures)
-    return f"{arm.name}: {count} pick{'' if count == 1 else 's'} could not be labelled (the first: {arm.failures[0].failure})."
+    return f"{arm.name}: {counted(count, 'pick')} could not be labelled (the first: {arm.failures[0].failure})."
 
 
 def _broken(record: CampaignRecord) -> list[str]:
@@ -103,7 +105,7 @@ def _broken(record: CampaignRecord) -> list[str]:
     count, (reason, _) = reasons.total(), reasons.most_common(1)[0]
     which = "the reason" if len(reasons) == 1 else "most often"
     return [
-        f"Sampling: {count} trajector{'y' if count == 1 else 'ies'} broke and gave no more frames ({which}: {reason})."
+        f"Sampling: {counted(count, 'trajectory', 'trajectories')} broke and gave no more frames ({which}: {reason})."
     ]
 
 
@@ -155,7 +157,7 @@ def _costs(record: CampaignRecord) -> str:
     for name, what in PARTS.items():
         if name in record.costs:
             parts.append(f"{what} {_duration(record.costs[name].wall_s)}")
-    calls = f"{record.oracle_calls} oracle call{'' if record.oracle_calls == 1 else 's'}"
+    calls = counted(record.oracle_calls, "oracle call")
     core_s = sum(cost.core_s for name, cost in record.costs.items() if not name.startswith("label"))
     core = _duration(core_s + record.oracle_core_s)
     return f"Cost: {calls}, {core} of processor time" + (f" ({', '.join(parts)} by the clock)." if parts else ".")

@@ -16,6 +16,7 @@ from selectron.cli import options as o
 from selectron.cli.progress import Bar, Lines, progress_for
 from selectron.errors import SelectronError
 from selectron.training.options import TrainOptions
+from selectron.wording import counted
 
 if TYPE_CHECKING:
     from selectron.structures import Pool
@@ -217,8 +218,8 @@ def _summarise(result: FineTuned, console: Console) -> None:
     if not result.improved:
         console.print("Warning: the new model is no better on the validation set than the old one.", highlight=False)
     console.print(
-        f"{result.n_train} structures to learn from, {result.n_valid} to judge by; epoch {result.kept_epoch + 1} kept of "
-        f"{max(len(result.history) - 1, 0)}; {result.seconds:.0f} s, {result.core_s:.0f} core seconds",
+        f"{counted(result.n_train, 'structure')} to learn from, {result.n_valid} to judge by; epoch {result.kept_epoch + 1} "
+        f"kept of {max(len(result.history) - 1, 0)}; {result.seconds:.0f} s, {result.core_s:.0f} core seconds",
         soft_wrap=True,
         highlight=False,
     )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from selectron.report.campaign_style import ARM_NAMES
 from selectron.report.campaign_tables import REASON, ROWS, escaped, file_name, table
+from selectron.wording import counted
 
 if TYPE_CHECKING:
     from selectron.campaign.records import ArmRecord, Sampled
@@ -83,8 +84,3 @@ def _broken(sampled: Sampled) -> list[list[str]]:
 def _at_steps(steps: Sequence[int]) -> str:
     first, last = min(steps), max(steps)
     return f"at step {first:,}" if first == last else f"between steps {first:,} and {last:,}"
-
-
-def counted(count: int, one: str, many: str) -> str:
-    """A number with its noun."""
-    return f"{count:,} {one if count == 1 else many}"

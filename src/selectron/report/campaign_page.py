@@ -22,6 +22,7 @@ from selectron.report.campaign_tables import escaped
 from selectron.report.campaign_template import PAGE
 from selectron.report.map_html import POLICY
 from selectron.structures import atomic_output
+from selectron.wording import counted
 
 if TYPE_CHECKING:
     from selectron.campaign.records import CampaignRecord
@@ -177,7 +178,7 @@ def _map(record: CampaignRecord) -> str:
 def _oracle_total(record: CampaignRecord) -> str:
     calls = record.oracle_calls
     return (
-        f"<p>{calls:,} call{'' if calls == 1 else 's'} of the oracle in all, test and validation labels included: "
+        f"<p>{counted(calls, 'call')} of the oracle in all, test and validation labels included: "
         f"{duration(record.oracle_core_s)} of processor time, {duration(record.oracle_wall_s)} by the clock. Labels that "
         "had been bought before, by the other arm or another campaign, are reused at no cost.</p>"
     )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from selectron.report.campaign_statistics import Curve, SavedShare, difference, saved_share
 from selectron.report.campaign_style import QUANTITY_NAMES, unit_of
+from selectron.wording import counted
 
 if TYPE_CHECKING:
     from selectron.campaign.records import ArmRecord, CampaignRecord, Measured
@@ -85,9 +86,9 @@ def _learned(record: CampaignRecord) -> str:
     before = start.test
     if last is None:
         failed = len(arm.failures)
-        labels = f"{arm.labels} label{_s(arm.labels)}" if arm.labels else "No label"
+        labels = counted(arm.labels, "label") if arm.labels else "No label"
         has = "have" if arm.labels > 1 else "has"
-        lost = f", and {failed} oracle call{_s(failed)} failed" if failed else ""
+        lost = f", and {counted(failed, 'oracle call')} failed" if failed else ""
         return (
             f"{labels} {has} been obtained so far{lost}; no fine-tuned model has been measured, and the model {name} "
             f"stands at a force RMSE of {number(before.force_rmse_eV_A)} eV/Å and an energy RMSE of "
@@ -105,7 +106,7 @@ def _learned(record: CampaignRecord) -> str:
         for place, quantity in enumerate(MAIN)
     )
     return (
-        f"With {count:,} {oracle_name(record)} label{_s(count)} selected in {rounds} round{_s(rounds)}{origin}, {changes} "
+        f"With {counted(count, f'{oracle_name(record)} label')} selected in {counted(rounds, 'round')}{origin}, {changes} "
         f"on {test.structures:,} test structures (model {name}, {tuned})."
     )
 
@@ -208,7 +209,3 @@ def _lowered(sentence: str) -> str:
     """The sentence after a colon: its first word small, unless that is a name."""
     first, _, rest = sentence.partition(" ")
     return f"{first.lower()} {rest}" if first in ("The", "Nothing", "No", "All", "Every", "It") else sentence
-
-
-def _s(count: int) -> str:
-    return "" if count == 1 else "s"

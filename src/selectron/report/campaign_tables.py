@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from selectron.report.campaign_statistics import Curve, difference, saved_share
 from selectron.report.campaign_style import ARM_NAMES, QUANTITY_NAMES, unit_of
 from selectron.report.campaign_summary import count_of, duration, number, percent
+from selectron.wording import counted
 
 if TYPE_CHECKING:
     from selectron.campaign.records import CampaignRecord, PickRecord, RoundRecord
@@ -184,7 +185,7 @@ def _tuned(one: RoundRecord) -> str:
     if one.training.failure:
         return '<span class="bad">failed, the model before was kept</span>'
     kept = "" if one.training.kept_epoch is None else f", epoch {one.training.kept_epoch + 1} kept"
-    return f"{one.training.structures:,} structures{kept}"
+    return f"{counted(one.training.structures, 'structure')}{kept}"
 
 
 def comparison(record: CampaignRecord, curves: Mapping[str, Curve]) -> str:
@@ -323,7 +324,7 @@ def origins(record: CampaignRecord) -> str:
         for name, size in sizes.items():
             lost = len(record.unlabelled.get(name, ()))
             without = f", of which {lost:,} got no label and {'is' if lost == 1 else 'are'} left out" if lost else ""
-            rows.append((f"{name} set", f"{size:,} structures{without}"))
+            rows.append((f"{name} set", f"{counted(size, 'structure')}{without}"))
     rows.append(("seed", f"{config.seed} (trainer: {config.trainer.seed + config.seed})"))
     rows.append(("features and selector", f"{config.features.name}, D = {config.features.dim}; {config.selector.name}"))
     rows.append(("machine", ", ".join(f"{name} {value}" for name, value in record.machine.items())))

@@ -20,6 +20,7 @@ from selectron.screening.catalogue import Catalogue
 from selectron.screening.result import Pick, Screening
 from selectron.screening.vectors import structure_vectors
 from selectron.structures import WEIGHT_KEY, atomic_output, write_extxyz
+from selectron.wording import counted
 
 SCORE_COLUMNS = (
     *("index", "source", "source_index", "formula", "n_atoms"),
@@ -157,7 +158,7 @@ def draw(screening: Screening, png: str | Path | None, html: str | Path | None, 
         structures=[],
         labels=[label for _, catalogue in parts for label in _labels(catalogue)],
         explained=projection.explained,
-        title=f"{len(screening.picks)} picks out of {len(screening.catalogue)} structures",
+        title=f"{counted(len(screening.picks), 'pick')} out of {counted(len(screening.catalogue), 'structure')}",
         subtitle=subtitle,
         extra={"atoms": np.concatenate([catalogue.atoms for _, catalogue in parts])},
     )

@@ -1,0 +1,8 @@
+"""Numbers with their nouns, as sentences for people have them."""
+
+from __future__ import annotations
+
+
+def counted(count: int, one: str, many: str | None = None) -> str:
+    """``count`` with its noun: "1 label", "2 labels", "3,000 trajectories"; ``many`` is ``one`` with an s where it is None."""
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
