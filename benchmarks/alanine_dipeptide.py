@@ -1,6 +1,6 @@
 """The SKMD paper's fine-tuning study (section 5.2, appendix E.2): whose structures improve a small MACE on alanine dipeptide?
 
-    python benchmarks/alanine_dipeptide.py --size reduced [--methods NAME ...] [--seeds 0 1 2] [--draw]
+    python benchmarks/alanine_dipeptide.py --size reduced [--methods NAME ...] [--seeds 0 1 2] [--join OTHER.json] [--draw]
 
 Oracle: MACE-OFF23-small. Surrogate: a MACE of 32 invariant channels, fitted to a thousand oracle-labelled organic molecules. In
 each iteration a sampler that runs on the surrogate as fine-tuned so far proposes the ends of short paths, a selector picks a
@@ -11,6 +11,8 @@ starts, evaluations, candidates and labels.
 
 Writes ``alanine_dipeptide.json`` (forms other than the full one have their name behind it) after each iteration; the same
 command goes on where a killed one ended. Models and structures stay in ``--folder``. ``--quick`` takes a few minutes.
+Seeds that another process or machine ran with ``--output`` elsewhere come in with ``--join``: another machine's surrogate and
+test sets are the same recipe rounded differently, and the file says which seeds have them.
 """
 
 from __future__ import annotations
@@ -141,14 +143,53 @@ def begun(bench: Bench, shared: Path, folder: Path, seed: int) -> list[Any]:
 
 
 def known(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """Runs that the result file has already; refuses a file of other settings, which may have cost a night."""
+    """What the result file has already; refuses a file of other settings, which may have cost a night."""
     if not path.exists():
-        return {}
-    before = json.loads(path.read_text())
-    differing = [key for key in settings if before["settings"].get(key) != json.loads(json.dumps(settings[key]))]
+        return {"runs": {}}
+    before: dict[str, Any] = json.loads(path.read_text())
+    differing = _differing(before["settings"], json.loads(json.dumps(settings)))
     if differing:
         raise SystemExit(f"{path} has runs of other settings ({', '.join(differing)}): give another --output.")
-    return before["runs"]
+    return before
+
+
+def _differing(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    return [key for key in other if one.get(key) != other[key]]
+
+
+def join(path: Path, other: Path) -> None:
+    """Takes the runs of ``other`` into the result file ``path``.
+
+    All settings have to agree but the surrogate, which another processor rounds differently: there the recipe has to agree,
+    and its errors to one per cent.
+    """
+    content, more = json.loads(path.read_text()), json.loads(other.read_text())
+    differing = set(_differing(content["settings"], more["settings"])) - {"surrogate"}
+    mine, its = content["surrogate"], more["surrogate"]
+    errors = [
+        (mine["held_out_errors"][key], its["held_out_errors"][key]) for key in ("energy_rmse_meV_atom", "force_rmse")
+    ]
+    if differing or mine["recipe"] != its["recipe"] or any(abs(a / b - 1) > 0.01 for a, b in errors):
+        raise SystemExit(f"{other} has runs of other settings ({', '.join(sorted(differing)) or 'surrogate'}).")
+    taken: dict[str, list[str]] = {}
+    for method, seeds in more["runs"].items():
+        for seed, entries in seeds.items():
+            there = content["runs"].setdefault(method, {})
+            if len(entries) > len(there.get(seed, [])):
+                there[seed] = entries
+                taken.setdefault(seed, []).append(method)
+        content["runs"][method] = dict(sorted(content["runs"][method].items(), key=lambda item: int(item[0])))
+    if its["fingerprint"] != mine["fingerprint"]:
+        origin = {key: more[key] for key in ("machine", "surrogate", "tests")}
+        content.setdefault("joined", []).append({"runs": taken, **origin})
+    _write(path, content)
+    print("; ".join(f"seed {seed}: {', '.join(methods)}" for seed, methods in sorted(taken.items())))
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    with atomic_output(path) as stream:
+        json.dump(content, stream, indent=1)
+        stream.write("\n")
 
 
 def main() -> None:
@@ -160,13 +201,18 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int)
     parser.add_argument("--joint-selector", choices=list(SELECTORS), default="ipv", help="on joint-NTK rows")
     parser.add_argument("--folder", type=Path, default=default_cache() / "alanine_dipeptide", help="work files")
+    parser.add_argument(
+        "--join", type=Path, nargs="+", default=[], help="result files of the same form to take in; then draw"
+    )
     parser.add_argument("--draw", action="store_true", help="only draw what the result file holds")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     name, form = form_named(arguments)
     label = "alanine_dipeptide" + ("" if name == "full" else f"_{name}")
     path = arguments.output / f"{label}.json"
-    if not arguments.draw:
+    for other in arguments.join:
+        join(path, other)
+    if not (arguments.draw or arguments.join):
         ran(arguments, name, form, path)
     from _alanine_figure import draw
 
@@ -196,8 +242,8 @@ def ran(arguments: argparse.Namespace, name: str, form: Form, path: Path) -> Non
         "machine": machine_facts(arguments.device),
         "surrogate": of_surrogate,
         "tests": of_tests,
-        "runs": known(path, settings),
     }
+    content = known(path, settings) | content
     arguments.output.mkdir(parents=True, exist_ok=True)
     work = arguments.folder / f"{name}-{_digest(settings)}"
     for seed in range(form.seeds) if arguments.seeds is None else arguments.seeds:
@@ -207,11 +253,9 @@ def ran(arguments: argparse.Namespace, name: str, form: Form, path: Path) -> Non
                 continue
 
             def written(entries: list[dict[str, Any]], method: str = method, seed: int = seed) -> None:
-                content["runs"] = known(path, settings)
+                content["runs"] = known(path, settings)["runs"]
                 content["runs"].setdefault(method, {})[str(seed)] = list(entries)
-                with atomic_output(path) as stream:
-                    json.dump(content, stream, indent=1)
-                    stream.write("\n")
+                _write(path, content)
                 print(_line(method, seed, entries[-1]), flush=True)
 
             try:
