@@ -116,6 +116,16 @@ def test_bad_input_is_one_sentence_and_exit_code_2(run, line, says):
     assert "Traceback" not in err
 
 
+def test_a_run_without_any_label_leaves_an_earlier_output_and_says_so(run):
+    write("pool.extxyz", [molecule("H2O")])
+    assert run("label pool.extxyz")[0] == 0
+    before = Path("labelled.extxyz").read_text()
+    code, _, err = run("label pool.extxyz --charge 1")
+    assert code == 2
+    assert "labelled.extxyz is of an earlier run" in err
+    assert Path("labelled.extxyz").read_text() == before
+
+
 def test_the_same_command_after_a_kill_goes_on(tmp_path):
     write(tmp_path / "pool.extxyz", [Atoms("H", [[1.0 + i, 0, 0]]) for i in range(16)])
     note = tmp_path / "asked.txt"

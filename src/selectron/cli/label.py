@@ -114,7 +114,8 @@ def label(
             progress.finish()
         _write_failures(run, failures)
         if not run.labels:
-            raise SelectronError(f"None of the {len(pool):,} structures got a label: {failures} says why.")
+            left = f" {output} is of an earlier run." if output.exists() else ""
+            raise SelectronError(f"None of the {len(pool):,} structures got a label: {failures} says why.{left}")
         from selectron.structures import write_extxyz
 
         write_extxyz(output, run.labelled(name, options))
