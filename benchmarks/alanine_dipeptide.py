@@ -219,10 +219,9 @@ def main() -> None:
     draw(json.loads(path.read_text()), arguments.output / f"{label}.png")
 
 
-def ran(arguments: argparse.Namespace, name: str, form: Form, path: Path) -> None:
-    """Every method of every seed, seeds one after the other, so that a run that is cut short is balanced."""
-    bench, of_surrogate, of_tests = prepared(arguments, form)
-    settings = {
+def settings_of(arguments: argparse.Namespace, form: Form, of_surrogate: dict[str, Any]) -> dict[str, Any]:
+    """All that the runs of a result file have in common."""
+    return {
         "form": {key: value for key, value in form._asdict().items() if key != "seeds"},
         "joint_selector": arguments.joint_selector,
         "oracle_sha256": hashlib.sha256((arguments.shared / "models" / ORACLE).read_bytes()).hexdigest(),
@@ -234,6 +233,18 @@ def ran(arguments: argparse.Namespace, name: str, form: Form, path: Path) -> Non
             for method in METHODS.values()
         },
     }
+
+
+def run_folder(arguments: argparse.Namespace, name: str, settings: dict[str, Any], seed: int) -> Path:
+    """Where the structures and models of a seed stay."""
+    digest = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=4).hexdigest()
+    return Path(arguments.folder) / f"{name}-{digest}" / f"seed{seed}"
+
+
+def ran(arguments: argparse.Namespace, name: str, form: Form, path: Path) -> None:
+    """Every method of every seed, seeds one after the other, so that a run that is cut short is balanced."""
+    bench, of_surrogate, of_tests = prepared(arguments, form)
+    settings = settings_of(arguments, form, of_surrogate)
     content: dict[str, Any] = {
         "question": "errors of a fine-tuned surrogate on alanine dipeptide against iterations of active learning",
         "size": name,
@@ -245,9 +256,9 @@ def ran(arguments: argparse.Namespace, name: str, form: Form, path: Path) -> Non
     }
     content = known(path, settings) | content
     arguments.output.mkdir(parents=True, exist_ok=True)
-    work = arguments.folder / f"{name}-{_digest(settings)}"
     for seed in range(form.seeds) if arguments.seeds is None else arguments.seeds:
-        starts = begun(bench, arguments.shared, work / f"seed{seed}", seed)
+        work = run_folder(arguments, name, settings, seed)
+        starts = begun(bench, arguments.shared, work, seed)
         for method in arguments.methods:
             if len(content["runs"].get(method, {}).get(str(seed), [])) == form.iterations:
                 continue
@@ -259,10 +270,10 @@ def ran(arguments: argparse.Namespace, name: str, form: Form, path: Path) -> Non
                 print(_line(method, seed, entries[-1]), flush=True)
 
             try:
-                learned(work / f"seed{seed}", method, seed, starts, bench, written)
+                learned(work, method, seed, starts, bench, written)
             except SelectronError as error:
                 print(f"{method}, seed {seed} ended: {error}", flush=True)
-            _trim(work / f"seed{seed}" / method.replace(" ", "-"))
+            _trim(work / method.replace(" ", "-"))
 
 
 def _line(method: str, seed: int, entry: dict[str, Any]) -> str:
@@ -280,10 +291,6 @@ def _trim(folder: Path) -> None:
     """Removes what trainings read and wrote besides their models."""
     for leftover in folder.glob("iteration*/training/run/*.xyz"):
         os.unlink(leftover)
-
-
-def _digest(settings: dict[str, Any]) -> str:
-    return hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=4).hexdigest()
 
 
 if __name__ == "__main__":
