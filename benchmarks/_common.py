@@ -15,6 +15,8 @@ import torch
 from ase import Atoms
 from ase.io import read
 
+from selectron.structures.atomic import atomic_output
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("selectron", "torch", "mace-torch", "ase", "numpy")
 
@@ -49,10 +51,17 @@ def machine_facts(device: str) -> dict[str, Any]:
     }
 
 
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """The result file ``path``, whole or as it was."""
+    with atomic_output(path) as stream:
+        json.dump(content, stream, indent=1)
+        stream.write("\n")
+
+
 def save(folder: Path, name: str, content: dict[str, Any]) -> None:
     """Writes ``name``.json with everything in it."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
+    write_json(folder / f"{name}.json", content)
     print(f"wrote {folder / name}.json")
 
 

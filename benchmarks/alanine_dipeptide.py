@@ -29,14 +29,13 @@ from ase.io import read
 
 from _alanine_models import ORACLE, Surrogate, TestSets, make_tests, molecule, oracle, snapshots, surrogate
 from _alanine_round import COMPARED, METHODS, Bench, Form, learned, run_options, tested
-from _common import add_common_arguments, machine_facts
+from _common import add_common_arguments, machine_facts, write_json
 from selectron.acquisition import SELECTORS
 from selectron.errors import SelectronError
 from selectron.features import default_cache
 from selectron.potentials import load_potential
 from selectron.potentials.mace import MacePotential
 from selectron.report.ramachandran import find_backbone
-from selectron.structures.atomic import atomic_output
 from selectron.structures.writing import write_extxyz
 
 FITTED = Surrogate(structures=1000, first_epochs=40, second_epochs=15)
@@ -182,14 +181,8 @@ def join(path: Path, other: Path) -> None:
     if its["fingerprint"] != mine["fingerprint"]:
         origin = {key: more[key] for key in ("machine", "surrogate", "tests")}
         content.setdefault("joined", []).append({"runs": taken, **origin})
-    _write(path, content)
+    write_json(path, content)
     print("; ".join(f"seed {seed}: {', '.join(methods)}" for seed, methods in sorted(taken.items())))
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    with atomic_output(path) as stream:
-        json.dump(content, stream, indent=1)
-        stream.write("\n")
 
 
 def main() -> None:
@@ -266,7 +259,7 @@ def ran(arguments: argparse.Namespace, name: str, form: Form, path: Path) -> Non
             def written(entries: list[dict[str, Any]], method: str = method, seed: int = seed) -> None:
                 content["runs"] = known(path, settings)["runs"]
                 content["runs"].setdefault(method, {})[str(seed)] = list(entries)
-                _write(path, content)
+                write_json(path, content)
                 print(_line(method, seed, entries[-1]), flush=True)
 
             try:

@@ -20,10 +20,9 @@ from ase import Atoms
 from ase.io import read
 
 from _alanine_round import METHODS, fitted, tested
-from _common import add_common_arguments, machine_facts
+from _common import add_common_arguments, machine_facts, write_json
 from alanine_dipeptide import COMPARED, FORMS, form_named, prepared, run_folder, settings_of
 from selectron.features import default_cache
-from selectron.structures.atomic import atomic_output
 
 
 def main() -> None:
@@ -70,9 +69,7 @@ def main() -> None:
                 found["left_out"] = tested(model, bench) if model is not None else None
             content["runs"].setdefault(method, {})[str(seed)] = found
             arguments.output.mkdir(parents=True, exist_ok=True)
-            with atomic_output(path) as stream:
-                json.dump(content, stream, indent=1)
-                stream.write("\n")
+            write_json(path, content)
             print(_row(method, seed, found), flush=True)
 
 

@@ -21,7 +21,7 @@ import torch
 
 from _alanine_models import angles, make_tests, molecule, oracle, surrogate, with_labels
 from _alanine_round import Bench, Method, run_options
-from _common import add_common_arguments, machine_facts
+from _common import add_common_arguments, machine_facts, write_json
 from alanine_dipeptide import FORMS, begun
 from selectron.features import default_cache
 from selectron.potentials import load_potential
@@ -29,7 +29,6 @@ from selectron.report.ramachandran import find_backbone, ramachandran_coverage
 from selectron.sampling.frames import Ended, Progress
 from selectron.sampling.options import SampleOptions, sample_options
 from selectron.sampling.run import run_sampling
-from selectron.structures.atomic import atomic_output
 
 FORM = FORMS["night"]._replace(journeys=60, journey_steps=100)
 
@@ -138,9 +137,7 @@ def main() -> None:
             runs = content["runs"].setdefault(name, {})
             if str(seed) not in runs:
                 runs[str(seed)] = measured(SETTINGS[name], bench, starts, seed)
-                with atomic_output(output) as stream:
-                    json.dump(content, stream, indent=1)
-                    stream.write("\n")
+                write_json(output, content)
             print(_line(name, seed, runs[str(seed)]), flush=True)
 
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import os
 import tempfile
 import time
 from pathlib import Path
@@ -28,7 +27,7 @@ import matplotlib as mpl
 import numpy as np
 import torch
 
-from _common import add_common_arguments, machine_facts
+from _common import add_common_arguments, machine_facts, write_json
 from _one_shot_cases import FULL, LEVEL_MODELS, POOL, QUICK, Case, load_case
 from _one_shot_figure import draw, summary_lines
 from _one_shot_picks import FIRST_TIER, Kept, Method, methods, pick, weights
@@ -65,9 +64,7 @@ class Results:
     def keep(self, **entries: Any) -> None:
         """Sets entries, and writes."""
         self.content.update(entries)
-        draft = self.path.with_suffix(".draft")
-        draft.write_text(json.dumps(self.content, indent=1) + "\n")
-        os.replace(draft, self.path)
+        write_json(self.path, self.content)
 
     def add(self, row: dict[str, Any]) -> None:
         """Adds a finished training."""

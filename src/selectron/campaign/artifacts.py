@@ -32,7 +32,9 @@ class Artifacts:
         return self.folder / name[:2] / name
 
     def whole(self, name: str) -> Path:
-        """The path of an artifact that is there and has the content that its name says, which is looked at once.
+        """The path of an artifact that is there and has the content that its name says.
+
+        The content is looked at once, and not where it was put there by this object.
 
         Raises SelectronError where somebody or a disk did away with it.
         """
@@ -75,6 +77,7 @@ class Artifacts:
                 os.fsync(stream.fileno())
             os.replace(draft, target)
             _sync_folder(target.parent)
+            self._whole.add(name)
         except OSError as error:
             raise cannot_write(self.folder, error) from error
         finally:

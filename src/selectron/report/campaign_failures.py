@@ -58,13 +58,9 @@ def quarantined(path: Path | None, folder: Path) -> str:
     with path.open(encoding="utf-8", newline="") as stream:
         entries = list(csv.DictReader(stream))
     rows = [[file_name(one["file"]), escaped(one["index"]), escaped(one["reason"][:REASON])] for one in entries[:ROWS]]
-    count = counted(
-        len(entries), "structure of the files could not be used", "structures of the files could not be used"
-    )
     where = escaped(path.relative_to(folder).as_posix())
-    return f"<p>{count} (all in <code>{where}</code>):</p>" + table(
-        [("file", "k"), ("index", "n"), ("reason", "")], rows
-    )
+    head = f"<p>{counted(len(entries), 'structure')} of the files could not be used (all in <code>{where}</code>):</p>"
+    return head + table([("file", "k"), ("index", "n"), ("reason", "")], rows)
 
 
 def _broken(sampled: Sampled) -> list[list[str]]:
