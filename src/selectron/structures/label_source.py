@@ -89,7 +89,7 @@ class LabelCensus:
     def add(self, atoms: Atoms) -> None:
         """Counts one structure more."""
         isolated = not self.planar and is_isolated_atom(atoms)
-        keys = frozenset(key for key in self._candidates(atoms) if value_of(atoms, key) is not None)
+        keys = frozenset(key for key in self.candidates(atoms) if value_of(atoms, key) is not None)
         pattern = _Pattern(
             keys,
             energy_needed=not counts_for_nothing(atoms, "energy"),
@@ -106,7 +106,8 @@ class LabelCensus:
                 return
             self._free_energy_eV = max(self._free_energy_eV, difference)
 
-    def _candidates(self, atoms: Atoms) -> Iterator[str]:
+    def candidates(self, atoms: Atoms) -> Iterator[str]:
+        """Keys of one structure that may be labels, by their names, and those that the user names."""
         for place in places(atoms):
             yield from (
                 key for key in place if isinstance(key, str) and _LABEL.search(key) and not _NO_LABEL.search(key)
