@@ -74,3 +74,13 @@ class Held(Calculator):
 
     def close(self):
         type(self).closed += 1
+
+
+class Volume(Calculator):
+    """The volume of the cell as the energy, periodic or not."""
+
+    implemented_properties = ("energy", "forces")
+
+    def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
+        super().calculate(atoms, properties, system_changes)
+        self.results = {"energy": abs(np.linalg.det(atoms.cell.array)), "forces": np.zeros((len(atoms), 3))}

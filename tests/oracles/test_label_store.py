@@ -76,6 +76,21 @@ def test_the_key_tells_charges_multiplicities_and_magnetic_moments_apart():
     assert structure_key(plain, ElectronicState()).key == structure_key(unmagnetic, ElectronicState()).key
 
 
+def test_lattice_vectors_of_open_directions_are_part_of_the_key_where_the_engine_sees_them():
+    water, crystal = molecule("H2O"), bulk("MgO", "rocksalt", a=4.2)
+    for ordinary in (water, crystal):  # whose labels are in stores that there are
+        assert structure_key(ordinary, ElectronicState(), open_vectors=True) == structure_key(
+            ordinary, ElectronicState()
+        )
+    for pbc in ([True, True, False], [False, False, False]):
+        keys = []
+        for length in (12.0, 12.00000001, 30.0, 30.000000001):
+            slab = Atoms("BN", [[0, 0, 5], [1.25, 0.7, 5]], cell=[2.5, 2.5, length], pbc=pbc)
+            keys.append([structure_key(slab, ElectronicState(), open_vectors=seen).key for seen in (False, True)])
+        assert len({unseen for unseen, _ in keys}) == 1
+        assert [len({seen for _, seen in keys[:n]}) for n in (1, 2, 3, 4)] == [1, 2, 3, 3]
+
+
 def test_a_claim_keeps_others_away_until_its_process_is_gone(tmp_path):
     path = tmp_path / "l.db"
     claim = f"from selectron.oracles import LabelStore; print(LabelStore({str(path)!r}).claim('s', 'o', 'other'))"

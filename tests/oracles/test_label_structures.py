@@ -16,7 +16,8 @@ from ase.build import molecule
 
 from selectron.errors import SelectronError
 from selectron.execution import ExecutionOptions, make_executor
-from selectron.oracles import LabelStore, label_structures, make_oracle, parse_oracle
+from selectron.oracles import Label, LabelStore, label_structures, make_oracle, parse_oracle, structure_key
+from selectron.oracles.worker import Outcome
 
 HERE = Path(__file__).parent
 
@@ -110,6 +111,37 @@ def test_other_settings_charge_or_multiplicity_are_other_labels(store):
         assert not one.reused
     water.info = {"charge": 1, "spin": 2}
     assert next(label_structures([water], parse_oracle("gfn2-xtb"), store)).reused
+
+
+def slabs(*open_vectors):
+    """A layer whose lattice vector in the open direction is as long as each of these."""
+    return [Atoms("H", [[0, 0, 5.0]], cell=[3.0, 3.0, z], pbc=[True, True, False]) for z in open_vectors]
+
+
+def test_what_the_engine_sees_of_an_open_direction_tells_labels_apart(store):
+    """An ASE calculator gets the whole cell (plane waves fill it): two cells, two labels."""
+    options = parse_oracle("ase:strange_calculators:Volume")
+    found = by_index(label_structures(slabs(12.0, 30.0, 12.0), options, store))
+    assert [found[i].label.energy_eV for i in range(3)] == [pytest.approx(9 * z) for z in (12.0, 30.0, 12.0)]
+    assert [found[i].reused for i in range(3)] == [False, False, True]
+
+
+def test_what_the_engine_does_not_see_of_an_open_direction_buys_no_second_label(store):
+    sheets = slabs(12.0, 30.0)
+    found = by_index(label_structures(sheets, parse_oracle("gfn2-xtb?vacuum_A=12&multiplicity=2"), store))
+    assert [found[i].reused for i in range(2)] == [False, True]
+    assert found[0].label.energy_eV == found[1].label.energy_eV
+
+
+def test_a_slab_that_an_older_store_has_a_label_of_is_refused_all_the_same(store):
+    (slab,) = slabs(12.0)
+    options = parse_oracle("gfn2-xtb?multiplicity=2")
+    key = structure_key(slab, options.state(slab))
+    label = Label(-13.0, np.zeros((1, 3)))
+    store.put(slab, key, make_oracle(options).fingerprint, Outcome(label, None, 1, 1.0, 1.0, {}))
+    (one,) = label_structures([slab], options, store)
+    assert one.label is None
+    assert "periodic in 2 of 3 directions" in one.failure
 
 
 def test_a_hang_is_stopped_with_all_that_it_started_and_the_next_structure_goes_on(store, note):

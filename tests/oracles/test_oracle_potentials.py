@@ -24,6 +24,18 @@ def test_mace_labels_are_those_of_its_calculator(tiny_model):
     np.testing.assert_allclose(label.forces, reference.get_forces(), atol=1e-8)
 
 
+def test_mace_does_not_look_at_the_lattice_vector_of_an_open_direction(tiny_model):
+    """Which is why it is not part of its labels' keys."""
+    oracle = make_oracle(parse_oracle(f"mace:{tiny_model}"))
+    labels = []
+    for open_vector in ([0, 0, 12.0], [0, 0, 30.0], [1.0, 2.0, 9.0], [0, 0, 0]):
+        slab = Atoms("CO", [[0, 0, 5], [0.3, 0.2, 6.2]], cell=[[3, 0, 0], [0.5, 3.2, 0], open_vector], pbc=[1, 1, 0])
+        labels.append(oracle.label(slab))
+    for label in labels[1:]:
+        assert label.energy_eV == pytest.approx(labels[0].energy_eV, abs=1e-9)
+        np.testing.assert_allclose(label.forces, labels[0].forces, atol=1e-9)
+
+
 def test_mace_is_known_by_its_weights_and_not_by_its_path(tiny_model, tmp_path):
     copy = tmp_path / "same.model"
     copy.write_bytes(tiny_model.read_bytes())

@@ -96,7 +96,7 @@ def _entry(
     """What the store says of a label or failure: the same, whether it was bought just now or before an interruption."""
     wall_s, core_s, attempts, time = result.wall_s, result.core_s, result.attempts, ""
     try:
-        key = structure_key(atoms, options.state(atoms)).key
+        key = structure_key(atoms, options.state(atoms), open_vectors=options.sees_open_vectors).key
     except OracleFailure:
         known = None
     else:

@@ -18,6 +18,7 @@ from ase.calculators.genericfileio import GenericFileIOCalculator
 
 from selectron.errors import SelectronError
 from selectron.oracles.base import ElectronicState, Label, OracleFailure, checked, fingerprint_of, versions_of
+from selectron.oracles.convergence import calculators_in, unconverged
 from selectron.oracles.options import AseOptions
 
 
@@ -38,6 +39,7 @@ class AseOracle:
         self.versions = versions_of(["ase", options.calculator.partition(".")[0].partition(":")[0]])
         self._scratch = None if options.scratch is None else options.scratch.resolve()
         self._last: tuple[str, Any] | None = None
+        self._in_run_folder: list[Any] = []
 
     def prepare(self) -> None:
         """Imports the calculator and makes one."""
@@ -56,8 +58,8 @@ class AseOracle:
         ours.calc = calculator
         with tempfile.TemporaryDirectory(dir=".", prefix="run-") as temporary:
             folder = Path(temporary).resolve() if self._scratch is None else _new_folder(self._scratch)
-            if hasattr(calculator, "directory"):
-                calculator.directory = type(calculator.directory)(folder)
+            for one in self._in_run_folder:
+                one.directory = type(one.directory)(folder)
             try:
                 energy_eV = ours.get_potential_energy(force_consistent=self.options.force_consistent)
                 forces = ours.get_forces(apply_constraint=False)
@@ -67,9 +69,14 @@ class AseOracle:
             except Exception as error:  # whatever a third party's calculator raises
                 self._close()
                 self._last = None
-                reason = f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")
-                raise OracleFailure(f"{self.name}: {reason}{_last_words(folder)}") from None
-            self._close()
+                said = f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")
+                reason = unconverged(None, folder) or said + _last_words(folder)
+                raise OracleFailure(f"{self.name}: {reason}") from None
+            self._close()  # and so lets the program finish its output
+            doubt = unconverged(calculator, folder)
+            if doubt is not None:
+                self._last = None  # its results would be given out when asked again
+                raise OracleFailure(f"{self.name}: {doubt}")
         return checked(Label(float(energy_eV), forces, stress), atoms)
 
     def _close(self) -> None:
@@ -88,7 +95,14 @@ class AseOracle:
         arguments = _filled(self.options.arguments, words)
         wanted = json.dumps(arguments, sort_keys=True)
         if self._last is None or self._last[0] != wanted:
-            self._last = (wanted, _called(self.options.calculator, arguments))
+            calculator = _called(self.options.calculator, arguments)
+            self._last = (wanted, calculator)
+            # those inside another, unless their folder was chosen
+            self._in_run_folder = [
+                one
+                for one in calculators_in(calculator)
+                if hasattr(one, "directory") and (one is calculator or str(one.directory) == ".")
+            ]
         return self._last[1]
 
 

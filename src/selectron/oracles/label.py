@@ -160,7 +160,8 @@ class _Run:
         """Known already, or on its way (None)."""
         try:
             _check(atoms)
-            key = structure_key(atoms, self.options.state(atoms))
+            self.options.check(atoms)
+            key = structure_key(atoms, self.options.state(atoms), open_vectors=self.options.sees_open_vectors)
         except OracleFailure as failure:
             return Labelled(index, None, failure.reason, False, 0.0, 0.0, 0)
         if key.key in self._twins:
@@ -187,7 +188,7 @@ class _Run:
         if known is not None:
             return known
         order = Order(
-            _bare(wanted.atoms, wanted.key),
+            _bare(wanted.atoms, wanted.key, open_vectors=self.options.sees_open_vectors),
             self._text,
             self.options.attempts,
             self.options.time_limit_s,
@@ -267,9 +268,14 @@ def _check(atoms: Atoms) -> None:
         raise OracleFailure("a position or cell vector is not finite", final=True)
 
 
-def _bare(atoms: Atoms, key: StructureKey) -> Atoms:
-    """What an oracle may look at: atoms, cell, initial moments and charges, total charge and multiplicity."""
-    bare = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc, info=key.state._asdict())
+def _bare(atoms: Atoms, key: StructureKey, *, open_vectors: bool) -> Atoms:
+    """What an oracle may look at, which is what the key holds.
+
+    Atoms, lattice vectors (those of open directions are zero unless ``open_vectors``), initial moments and charges, total
+    charge and multiplicity.
+    """
+    cell = atoms.cell.array if open_vectors else np.where(atoms.pbc[:, None], atoms.cell.array, 0.0)
+    bare = Atoms(atoms.numbers, atoms.positions, cell=cell, pbc=atoms.pbc, info=key.state._asdict())
     for name in ("initial_magmoms", "initial_charges"):
         if name in atoms.arrays:
             bare.set_array(name, atoms.arrays[name])

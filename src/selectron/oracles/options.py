@@ -13,7 +13,7 @@ from ase import Atoms
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, TypeAdapter, ValidationError
 
 from selectron.errors import SelectronError
-from selectron.oracles.base import ElectronicState, Oracle, electronic_state
+from selectron.oracles.base import ElectronicState, Oracle, OracleFailure, electronic_state
 
 _MINUTE, _HOUR = 60.0, 3600.0
 
@@ -41,9 +41,18 @@ class _Common(BaseModel):
         """Whether labels depend on charge and multiplicity."""
         return True
 
+    @property
+    def sees_open_vectors(self) -> bool:
+        """Whether the lattice vectors of directions that are not periodic reach the engine, and so belong to the key."""
+        return False
+
     def state(self, atoms: Atoms) -> ElectronicState:
         """Charge and multiplicity of ``atoms`` here; raises OracleFailure where they make no sense."""
         return electronic_state(atoms, self.charge, self.multiplicity)
+
+    def check(self, atoms: Atoms) -> None:
+        """Raises OracleFailure where ``atoms`` are not for this oracle, whatever a store has of them."""
+        del atoms
 
 
 class _WithoutElectrons(_Common):
@@ -67,6 +76,20 @@ class XtbOptions(_Common):
     accuracy: PositiveFloat = Field(default=1.0, description="Factor on all numerical thresholds.")
     electronic_temperature_K: PositiveFloat = 300.0
     spin_polarised: bool = Field(default=False, description="Spin-polarised tight binding for open shells.")
+    vacuum_A: PositiveFloat | None = Field(
+        default=None,
+        description="Å of vacuum that slabs and wires get in their open directions; null: they are refused.",
+    )
+
+    def check(self, atoms: Atoms) -> None:
+        """Refuses one or two open directions unless the vacuum is given: tblite takes such a structure for a crystal."""
+        periodic = int(atoms.pbc.sum())
+        if periodic in (1, 2) and self.vacuum_A is None:
+            raise OracleFailure(
+                f"it is periodic in {periodic} of 3 directions, and tblite would take it for a crystal: make it periodic in "
+                "all three, with the vacuum in its cell, or give the vacuum in Å as vacuum_A",
+                final=True,
+            )
 
 
 class DftOptions(_Common):
@@ -125,6 +148,11 @@ class AseOptions(_Common):
         """Where the arguments mention them."""
         words = json.dumps(self.arguments)
         return any(f'"{{{word}}}"' in words for word in ("charge", "multiplicity", "unpaired"))
+
+    @property
+    def sees_open_vectors(self) -> bool:
+        """They do: plane-wave programs fill the whole cell, periodic or not."""
+        return True
 
     def state(self, atoms: Atoms) -> ElectronicState:
         """What the structure says where the calculator is told of it, else a neutral singlet."""

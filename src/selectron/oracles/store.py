@@ -86,10 +86,18 @@ class Spent(NamedTuple):
     core_s: float
 
 
-def structure_key(atoms: Atoms, state: ElectronicState) -> StructureKey:
-    """The key of ``atoms`` in ``state``; initial magnetic moments and charges of atoms enter where there are any."""
+def structure_key(atoms: Atoms, state: ElectronicState, *, open_vectors: bool = False) -> StructureKey:
+    """The key of ``atoms`` in ``state``; initial magnetic moments and charges of atoms enter where there are any.
+
+    ``open_vectors``: the lattice vectors of directions that are not periodic enter too, to 1e-8 Å, where there are any;
+    for oracles whose engine sees them (``sees_open_vectors`` of the options). Structures without them keep their key.
+    """
     found = structure_hash(atoms)
     text = f"{found}|{state.charge}|{state.multiplicity}"
+    if open_vectors:
+        beside = np.rint(np.where(atoms.pbc[:, None], 0.0, atoms.cell.array) * 1e8).astype(np.int64)
+        if beside.any():
+            text += f"|open|{beside.tolist()}"
     for name in ("initial_magmoms", "initial_charges"):
         values = atoms.arrays.get(name)
         if values is not None and np.any(values):

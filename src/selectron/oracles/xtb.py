@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from ase import Atoms
 from ase.units import Bohr, Hartree, kB
 
@@ -26,7 +27,9 @@ _SAD, _EEQ = 0, 1  # initial guesses: superposition of atomic densities, electro
 class XtbOracle:
     """Extended tight binding: Bannwarth, Ehlert and Grimme, JCTC 15, 1652 (2019); Grimme et al., JCTC 13, 1989 (2017).
 
-    The energy contains the electronic entropy term of the finite electronic temperature, whose derivative the forces are.
+    Molecules and crystals. tblite 0.8.0 computes a structure with one or two open directions as a crystal of its whole
+    cell, whatever ``periodic`` says: such a one is refused, or gets its vacuum from :func:`in_vacuum`. The energy contains
+    the electronic entropy term of the finite electronic temperature, whose derivative the forces are.
     """
 
     def __init__(self, options: XtbOptions) -> None:
@@ -35,6 +38,8 @@ class XtbOracle:
         self.settings: dict[str, Any] = options.model_dump(
             mode="json", include={"kind", "accuracy", "electronic_temperature_K", "spin_polarised"}
         )
+        if options.vacuum_A is not None:
+            self.settings["vacuum_A"] = options.vacuum_A
         self.fingerprint = fingerprint_of(self.settings)
         self.versions = versions_of(["tblite"])
 
@@ -49,10 +54,12 @@ class XtbOracle:
         """The label of ``atoms``: recipe 0 is tblite's own, later ones start elsewhere, damp more or cool down."""
         from tblite.exceptions import TBLiteRuntimeError, TBLiteValueError
 
+        self.options.check(atoms)
         state = self.options.state(atoms)
         check_electrons(atoms, state)
+        seen = atoms if self.options.vacuum_A is None else in_vacuum(atoms, self.options.vacuum_A)
         try:
-            result = self._solve(atoms, state, attempt)
+            result = self._solve(seen, state, attempt)
         except (TBLiteRuntimeError, TBLiteValueError, RuntimeError) as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise OracleFailure(f"tblite: {reason}", final=_hopeless(reason)) from None
@@ -102,6 +109,35 @@ class XtbOracle:
         if self.options.spin_polarised and state.multiplicity > 1:
             calculator.add("spin-polarization", 1.0)
         return calculator
+
+
+def in_vacuum(atoms: Atoms, vacuum_A: float) -> Atoms:
+    """``atoms`` with one or two open directions as a crystal: the vectors of those are made anew.
+
+    They are perpendicular to the periodic directions, and as long as the atoms extend along them plus ``vacuum_A``. Of a
+    wire they are the Cartesian axis that is most nearly perpendicular to it, made so, and the one perpendicular to both.
+    Molecules and crystals are given back as they are. Raises OracleFailure where the periodic vectors span nothing.
+    """
+    periodic = np.flatnonzero(atoms.pbc)
+    if len(periodic) in (0, 3):
+        return atoms
+    vectors = atoms.cell.array[periodic]
+    if len(periodic) == 1:
+        axis = vectors[0] / (np.linalg.norm(vectors[0]) or 1.0)
+        first = np.eye(3)[int(np.argmin(np.abs(axis)))]
+        first = first - (first @ axis) * axis
+        across = [first, np.cross(axis, first)]
+    else:
+        across = [np.cross(*vectors)]
+    if not np.linalg.norm(vectors, axis=1).all() or not np.linalg.norm(across, axis=1).all():
+        raise OracleFailure("the lattice vectors of its periodic directions are parallel or zero", final=True)
+    cell = atoms.cell.array.copy()
+    for row, direction in zip(np.flatnonzero(~atoms.pbc), across, strict=True):
+        unit = direction / np.linalg.norm(direction)
+        cell[row] = (np.ptp(atoms.positions @ unit) + vacuum_A) * unit
+    if np.linalg.det(cell) < 0:
+        cell[np.flatnonzero(~atoms.pbc)[0]] *= -1.0
+    return Atoms(atoms.numbers, atoms.positions, cell=cell, pbc=True)
 
 
 def _hopeless(reason: str) -> bool:
