@@ -16,7 +16,11 @@ class Server:
     """Runs campaigns in processes of their own; see ``quick_campaign.py``."""
 
     def __init__(self):
-        environment = {**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"}
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")]),
+            "OMP_NUM_THREADS": "1",
+        }
         self.process = subprocess.Popen(
             [sys.executable, str(HERE / "quick_campaign.py")],
             stdin=subprocess.PIPE,

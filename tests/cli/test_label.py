@@ -131,7 +131,11 @@ def test_the_same_command_after_a_kill_goes_on(tmp_path):
     note = tmp_path / "asked.txt"
     oracle = f"ase:strange_calculators:Strange?seconds=0.1&note={note}"
     command = [*SELECTRON, "label", "pool.extxyz", "--oracle", oracle, "-o", "out.extxyz"]
-    settings = {"cwd": tmp_path, "env": {**os.environ, "PYTHONPATH": str(STRANGE)}, "text": True}
+    settings = {
+        "cwd": tmp_path,
+        "env": {**os.environ, "PYTHONPATH": os.pathsep.join([str(STRANGE), os.environ.get("PYTHONPATH", "")])},
+        "text": True,
+    }
     first = subprocess.Popen(command, **settings, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     while first.poll() is None and (not note.exists() or len(note.read_text().splitlines()) < 5):
         time.sleep(0.02)
@@ -156,7 +160,7 @@ def test_interrupted_and_terminated_runs_leave_no_engine(tmp_path):
         process = subprocess.Popen(
             command,
             cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(STRANGE)},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(STRANGE), os.environ.get("PYTHONPATH", "")])},
             stderr=subprocess.PIPE,
             # a shell's background jobs, such as a test run under nohup, have it ignored
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),

@@ -267,7 +267,7 @@ def start(folder, note, *, count, kind="threads", seconds=0.1):
     }
     return subprocess.Popen(
         [sys.executable, str(script), str(folder / "labels.db"), str(count), kind, json.dumps(options)],
-        env={**os.environ, "PYTHONPATH": str(HERE)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])},
         stdout=subprocess.PIPE,
         text=True,
     )

@@ -66,6 +66,8 @@ def label_all(campaign: Campaign, name: str, what: str, *, retry_failures: bool 
             _entry(store, fingerprint, config.oracle, atoms, results[index]) for index, atoms in enumerate(structures)
         ]
     campaign.reporter.finish()
+    for line in store.warnings:
+        campaign.reporter.say(line)
     labelled = []
     for index, atoms in enumerate(structures):
         label = results[index].label

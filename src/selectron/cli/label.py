@@ -119,7 +119,8 @@ def label(
         from selectron.structures import write_extxyz
 
         write_extxyz(output, run.labelled(name, options))
-    for line in [*(f"Warning: {warning}" for warning in pool.warnings), *run.summary(name, failures, retry_failures)]:
+    warnings = [f"Warning: {warning}" for warning in [*pool.warnings, *labels.warnings]]
+    for line in [*warnings, *run.summary(name, failures, retry_failures)]:
         console.print(line, soft_wrap=True, highlight=False)
     console.print(f"wrote {output}; every label is kept in {kept}", soft_wrap=True, highlight=False)
 

@@ -257,7 +257,7 @@ class _Heart:
 
     def _beat(self) -> None:
         while not self._over.wait(_BEAT_S):
-            with suppress(SelectronError), LabelStore(str(self._path)) as store:
+            with suppress(SelectronError), LabelStore(str(self._path), look=False) as store:
                 store.beat(self._owner)
 
 

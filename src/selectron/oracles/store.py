@@ -10,7 +10,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,31 +19,27 @@ import numpy as np
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 
+from selectron.checked_rows import CheckedTable, add_checksums, connect, has_checksums, look_through
 from selectron.errors import SelectronError
 from selectron.oracles.base import ElectronicState, Label, Oracle
+from selectron.oracles.label_rows import (
+    FAILURES,
+    LABELS,
+    MISSHAPEN,
+    ORACLES,
+    SCHEMA,
+    STRUCTURES,
+    TABLES,
+    as_bytes,
+    atoms_of,
+    label_of,
+    row_of,
+)
 from selectron.oracles.worker import Outcome
 from selectron.structures import structure_hash
 
 STALE_S = 120.0
 """Age at which a claim of another machine counts as left behind; of this machine: as soon as its process is gone."""
-
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS oracles (fingerprint TEXT PRIMARY KEY, name TEXT NOT NULL, settings TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS structures (
-    key TEXT PRIMARY KEY, hash TEXT NOT NULL, charge INTEGER NOT NULL, multiplicity INTEGER NOT NULL,
-    numbers BLOB NOT NULL, positions BLOB NOT NULL, cell BLOB, pbc INTEGER NOT NULL);
-CREATE TABLE IF NOT EXISTS labels (
-    id INTEGER PRIMARY KEY, structure TEXT NOT NULL, oracle TEXT NOT NULL, energy_eV REAL NOT NULL, forces BLOB NOT NULL,
-    stress BLOB, attempts INTEGER NOT NULL, wall_s REAL NOT NULL, core_s REAL NOT NULL, versions TEXT NOT NULL,
-    time TEXT NOT NULL, UNIQUE (structure, oracle));
-CREATE TABLE IF NOT EXISTS failures (
-    id INTEGER PRIMARY KEY, structure TEXT NOT NULL, oracle TEXT NOT NULL, reason TEXT NOT NULL,
-    attempts INTEGER NOT NULL, wall_s REAL NOT NULL, core_s REAL NOT NULL, versions TEXT NOT NULL, time TEXT NOT NULL);
-CREATE INDEX IF NOT EXISTS failures_of ON failures (structure, oracle);
-CREATE TABLE IF NOT EXISTS claims (
-    structure TEXT NOT NULL, oracle TEXT NOT NULL, owner TEXT NOT NULL, host TEXT NOT NULL, pid INTEGER NOT NULL,
-    beat REAL NOT NULL, PRIMARY KEY (structure, oracle));
-"""
 
 
 class StructureKey(NamedTuple):
@@ -113,90 +109,67 @@ class LabelStore:
     the machine that labels are ordered from (SQLite's write-ahead log does not work over a network file system);
     workers elsewhere never open it.
 
+    Rows carry checksums. One that is damaged is set aside (in the table ``damaged``), told in :attr:`warnings`, and counts as
+    not there, so that its label is bought again. A file from before there were checksums gets them when it is opened.
+
+    Args:
+        path: the file; made if missing.
+        look: whether to have SQLite look through the file, once a process.
+
     Raises:
         SelectronError: from every method, where the file cannot be used or the disk is full; what was committed stays.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, look: bool = True) -> None:
         self.path = Path(path)
+        self.warnings: list[str] = []
         self._lock = threading.RLock()
         if not self.path.parent.is_dir():
             raise SelectronError(f"The folder {self.path.parent} for the label store {self.path.name} does not exist.")
         with self._explained():
-            self._connection = sqlite3.connect(self.path, timeout=60.0, isolation_level=None, check_same_thread=False)
+            self._connection = connect(str(self.path), isolation_level=None, check_same_thread=False)
             self._connection.execute("PRAGMA journal_mode=WAL")
             self._connection.execute("PRAGMA synchronous=FULL")
-            self._connection.executescript(_SCHEMA)
+            if look:
+                self.warnings += look_through(self._connection, TABLES, self.path)
+            self._connection.executescript(SCHEMA)
+            if not all(has_checksums(self._connection, table) for table in TABLES):
+                with self._transaction() as connection:
+                    self.warnings += add_checksums(connection, TABLES, self.path, implausible={"labels": MISSHAPEN})
 
     def register(self, oracle: Oracle) -> None:
         """Notes name and settings of ``oracle``, once."""
         with self._transaction() as connection:
-            connection.execute(
-                "INSERT OR IGNORE INTO oracles VALUES (?, ?, ?)",
-                (oracle.fingerprint, oracle.name, json.dumps(oracle.settings, sort_keys=True)),
-            )
+            self._whole_rows(ORACLES, "fingerprint = ?", (oracle.fingerprint,))
+            row = (oracle.fingerprint, oracle.name, json.dumps(oracle.settings, sort_keys=True))
+            ORACLES.insert(connection, row)
 
     def get(self, key: str, fingerprint: str) -> StoredLabel | None:
         """The label of the structure ``key`` by the oracle ``fingerprint``, or None."""
-        with self._explained():
-            row = self._connection.execute(
-                "SELECT energy_eV, forces, stress, attempts, wall_s, core_s, versions, time FROM labels"
-                " WHERE structure = ? AND oracle = ?",
-                (key, fingerprint),
-            ).fetchone()
-        if row is None:
-            return None
-        energy_eV, forces, stress, attempts, wall_s, core_s, versions, when = row
-        return StoredLabel(_label(energy_eV, forces, stress), attempts, wall_s, core_s, json.loads(versions), when)
+        for row in self._whole_rows(LABELS, _PAIR, (key, fingerprint)):
+            energy_eV, forces, stress, attempts, wall_s, core_s, versions, when = row[2:]
+            label = label_of(energy_eV, forces, stress)
+            return StoredLabel(label, attempts, wall_s, core_s, json.loads(versions), when)
+        return None
 
     def failure(self, key: str, fingerprint: str) -> StoredFailure | None:
         """The last failure of the pair, or None; a pair may have a label all the same, bought later."""
-        with self._explained():
-            row = self._connection.execute(
-                f"SELECT {_FAILURE} FROM failures WHERE structure = ? AND oracle = ? ORDER BY id DESC LIMIT 1",
-                (key, fingerprint),
-            ).fetchone()
-        return None if row is None else StoredFailure(*row)
+        rows = self._whole_rows(FAILURES, f"{_PAIR} ORDER BY id", (key, fingerprint))
+        return _failure(rows[-1]) if rows else None
 
     def put(self, atoms: Atoms, key: StructureKey, fingerprint: str, outcome: Outcome) -> None:
         """Commits what came of a call, label or failure, and gives up the claim; on disk when this returns."""
         when = datetime.now(UTC).isoformat(timespec="seconds")
         spent = (outcome.attempts, outcome.wall_s, outcome.core_s, json.dumps(outcome.versions, sort_keys=True), when)
-        cell = _bytes(atoms.cell.array) if atoms.cell.array.any() else None
-        pbc = int(np.dot(atoms.pbc, [1, 2, 4]))
         with self._transaction() as connection:
-            connection.execute(
-                "INSERT OR IGNORE INTO structures VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                (
-                    key.key,
-                    key.hash,
-                    *key.state,
-                    atoms.numbers.astype("<i2").tobytes(),
-                    _bytes(atoms.positions),
-                    cell,
-                    pbc,
-                ),
-            )
+            self._whole_rows(STRUCTURES, "key = ?", (key.key,))
+            STRUCTURES.insert(connection, (key.key, key.hash, *key.state, *row_of(atoms)))
             if outcome.label is not None:
                 energy_eV, forces, stress = outcome.label
-                connection.execute(
-                    "INSERT OR IGNORE INTO labels (structure, oracle, energy_eV, forces, stress, attempts, wall_s, core_s,"
-                    " versions, time) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                    (
-                        key.key,
-                        fingerprint,
-                        energy_eV,
-                        _bytes(forces),
-                        None if stress is None else _bytes(stress),
-                        *spent,
-                    ),
-                )
+                numbers = (energy_eV, as_bytes(forces), None if stress is None else as_bytes(stress))
+                LABELS.insert(connection, (key.key, fingerprint, *numbers, *spent))
             else:
-                connection.execute(
-                    "INSERT INTO failures (structure, oracle, reason, attempts, wall_s, core_s, versions, time)"
-                    " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                    (key.key, fingerprint, outcome.failure or "no reason was given", *spent),
-                )
+                FAILURES.insert(connection, (key.key, fingerprint, outcome.failure or "no reason was given", *spent))
             connection.execute("DELETE FROM claims WHERE structure = ? AND oracle = ?", (key.key, fingerprint))
 
     def claim(self, key: str, fingerprint: str, owner: str) -> bool:
@@ -228,52 +201,39 @@ class LabelStore:
 
     def failures(self, fingerprint: str | None = None) -> list[StoredFailure]:
         """All failed calls, in the order of time, of one oracle or of all."""
-        with self._explained():
-            rows = self._connection.execute(
-                f"SELECT {_FAILURE} FROM failures WHERE ? IS NULL OR oracle = ? ORDER BY id", (fingerprint, fingerprint)
-            ).fetchall()
-        return [StoredFailure(*row) for row in rows]
+        rows = self._whole_rows(FAILURES, "? IS NULL OR oracle = ? ORDER BY id", (fingerprint, fingerprint))
+        return [_failure(row) for row in rows]
 
     def spent(self, fingerprint: str | None = None) -> Spent:
         """What was paid, for one oracle or for all, failures included."""
-        with self._explained():
-            totals = [
-                self._connection.execute(
-                    f"SELECT COUNT(*), TOTAL(wall_s), TOTAL(core_s) FROM {table} WHERE ? IS NULL OR oracle = ?",
-                    (fingerprint, fingerprint),
-                ).fetchone()
-                for table in ("labels", "failures")
-            ]
-        (labels, wall, core), (failures, more_wall, more_core) = totals
-        return Spent(labels, failures, wall + more_wall, core + more_core)
+        asked = ("? IS NULL OR oracle = ?", (fingerprint, fingerprint))
+        labels, failures = (self._whole_rows(table, *asked) for table in (LABELS, FAILURES))
+        wall_s, core_s = (sum(float(row[place]) for row in [*labels, *failures]) for place in (-4, -3))
+        return Spent(len(labels), len(failures), wall_s, core_s)
 
     def oracles(self) -> dict[str, tuple[str, dict[str, Any]]]:
         """Name and settings of all oracles, by fingerprint."""
-        with self._explained():
-            rows = self._connection.execute("SELECT fingerprint, name, settings FROM oracles ORDER BY rowid").fetchall()
+        rows = self._whole_rows(ORACLES, "1 ORDER BY rowid")
         return {fingerprint: (name, json.loads(settings)) for fingerprint, name, settings in rows}
 
     def export(self, fingerprint: str) -> Iterator[Atoms]:
         """All labelled structures of one oracle, oldest label first, with energy, forces and stress as ASE results.
 
-        ``info`` holds ``oracle``, ``charge`` and ``multiplicity``.
+        ``info`` holds ``oracle``, ``charge`` and ``multiplicity``. A label whose structure is damaged is left out, and
+        told in :attr:`warnings`.
         """
         name = self.oracles().get(fingerprint, (fingerprint,))[0]
         with self._explained():
-            rows = self._connection.execute(
-                "SELECT energy_eV, forces, stress, charge, multiplicity, numbers, positions, cell, pbc FROM labels"
-                " JOIN structures ON labels.structure = structures.key WHERE oracle = ? ORDER BY labels.id",
-                (fingerprint,),
-            )
-            for energy_eV, forces, stress, charge, multiplicity, numbers, positions, cell, pbc in rows:
-                atoms = Atoms(
-                    np.frombuffer(numbers, dtype="<i2"),
-                    np.frombuffer(positions, dtype="<f8").reshape(-1, 3),
-                    cell=None if cell is None else np.frombuffer(cell, dtype="<f8").reshape(3, 3),
-                    pbc=[bool(pbc & bit) for bit in (1, 2, 4)],
-                    info={"oracle": name, "charge": charge, "multiplicity": multiplicity},
-                )
-                yield with_label(atoms, _label(energy_eV, forces, stress))
+            ids = self._connection.execute("SELECT id FROM labels WHERE oracle = ? ORDER BY id", (fingerprint,))
+            for (number,) in ids.fetchall():
+                for label in self._whole_rows(LABELS, "id = ?", (number,)):
+                    structures = self._whole_rows(STRUCTURES, "key = ?", (label[0],))
+                    if not structures:
+                        self.warnings.append(f"Label {number} of {self.path} is left out: its structure is damaged.")
+                    for _, _, charge, multiplicity, *content in structures:
+                        atoms = atoms_of(*content)
+                        atoms.info = {"oracle": name, "charge": charge, "multiplicity": multiplicity}
+                        yield with_label(atoms, label_of(*label[2:5]))
 
     def close(self) -> None:
         """Lets the file go."""
@@ -284,6 +244,18 @@ class LabelStore:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _whole_rows(self, table: CheckedTable, where: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+        """The rows that ``where`` names; damaged ones are set aside and told."""
+        with self._lock, self._explained():
+            rows = list(table.rows(self._connection, where, values))
+            damaged = [row for row in rows if not row.whole]
+            if damaged:
+                with nullcontext() if self._connection.in_transaction else self._transaction():
+                    for row in damaged:
+                        table.set_aside(self._connection, row)
+                self.warnings += [table.told(row, self.path) for row in damaged]
+        return [row.values for row in rows if row.whole]
 
     @contextmanager
     def _transaction(self, *, durable: bool = True) -> Iterator[sqlite3.Connection]:
@@ -319,7 +291,12 @@ class LabelStore:
             raise SelectronError(f"Cannot use the label store {self.path}: {why}.") from error
 
 
-_FAILURE = "structure, oracle, reason, attempts, wall_s, core_s, time"
+_PAIR = "structure = ? AND oracle = ?"
+
+
+def _failure(row: tuple[Any, ...]) -> StoredFailure:
+    structure, oracle, reason, attempts, wall_s, core_s, _, time = row
+    return StoredFailure(structure, oracle, reason, attempts, wall_s, core_s, time)
 
 
 def with_label(atoms: Atoms, label: Label) -> Atoms:
@@ -332,6 +309,8 @@ def with_label(atoms: Atoms, label: Label) -> Atoms:
 
 
 def _left_behind(host: str, pid: int, beat: float, here: str, now: float) -> bool:
+    if not isinstance(pid, int) or not isinstance(beat, float):
+        return True  # damaged: nobody renews that
     if host == here:
         try:
             os.kill(pid, 0)
@@ -340,12 +319,3 @@ def _left_behind(host: str, pid: int, beat: float, here: str, now: float) -> boo
         except PermissionError:
             pass
     return now - beat > STALE_S
-
-
-def _bytes(values: np.ndarray) -> bytes:
-    return np.ascontiguousarray(values, dtype="<f8").tobytes()
-
-
-def _label(energy_eV: float, forces: bytes, stress: bytes | None) -> Label:
-    tensor = None if stress is None else np.frombuffer(stress, dtype="<f8").reshape(3, 3).copy()
-    return Label(energy_eV, np.frombuffer(forces, dtype="<f8").reshape(-1, 3).copy(), tensor)
