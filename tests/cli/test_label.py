@@ -31,6 +31,7 @@ def pool():
     structures = [molecule(name) for name in ("H2O", "CH4", "CH3", "NH3", "H2O")]
     for i, atoms in enumerate(structures):
         atoms.info = {"number": i, "energy": -999.0}
+        atoms.arrays.pop("initial_magmoms", None)  # ASE's own molecules state their multiplicity
     return structures
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from importlib import metadata
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from ase import Atoms
+
+from selectron.structures.electronic_state import MOMENTS, ElectronicState, StateError, stated
 
 Multiplicity = int | Literal["lowest"]
 
@@ -40,11 +42,12 @@ class OracleFailure(Exception):
         self.reason, self.final = reason, final
 
 
-class ElectronicState(NamedTuple):
-    """Total charge in e and spin multiplicity 2S + 1."""
+class Used(NamedTuple):
+    """The state that a label is for, and the keys that stated it; no keys: it was assumed."""
 
-    charge: int = 0
-    multiplicity: int = 1
+    state: ElectronicState
+    charge_from: tuple[str, ...] = ()
+    multiplicity_from: tuple[str, ...] = ()
 
 
 class Oracle(Protocol):
@@ -72,21 +75,39 @@ class Oracle(Protocol):
         ...
 
 
-def electronic_state(atoms: Atoms, charge: int, multiplicity: Multiplicity) -> ElectronicState:
-    """Charge and multiplicity of ``atoms``: ``info["charge"]``, ``info["multiplicity"]`` or ``info["spin"]``, else those given.
+def electronic_state(
+    atoms: Atoms, charge: int, multiplicity: Multiplicity, *, given: Collection[str] = ("charge", "multiplicity")
+) -> Used:
+    """Charge and multiplicity of ``atoms``: what it states, else those given.
 
-    ``spin`` is read as a multiplicity, as OMol25 and fairchem write it. "lowest" is 1 for an even number of electrons
-    and 2 for an odd one. Raises OracleFailure where a value is no whole number.
+    "lowest" is 1 for an even number of electrons and 2 for an odd one. ``given`` names what a user chose for structures that
+    state nothing: it wins over initial magnetic moments, and over keys that are not understood; a usual value does not.
+
+    Raises OracleFailure where a structure contradicts itself, or holds a key that is not understood and nothing besides.
     """
-    charge = _whole(atoms.info.get("charge", charge), "charge")
-    named = "multiplicity" if "multiplicity" in atoms.info else "spin"
-    asked = atoms.info.get(named, multiplicity)
-    if asked == "lowest":
-        return ElectronicState(charge, 1 + (int(atoms.numbers.sum()) - charge) % 2)
-    found = _whole(asked, named)
-    if found < 1:
-        raise OracleFailure(f"{named} is {found}, but a multiplicity 2S + 1 is at least 1", final=True)
-    return ElectronicState(charge, found)
+    try:
+        found = stated(atoms)
+    except StateError as error:
+        raise OracleFailure(str(error), final=True) from None
+    for what, value, unread in (
+        ("charge", found.charge, found.unread_charge),
+        ("multiplicity", found.multiplicity, found.unread_multiplicity),
+    ):
+        telling = next((one for one in unread if one.telling), None)
+        if value is None and telling is not None and what not in given:
+            raise OracleFailure(
+                f"{telling.key} is {telling.value}, which is not read as a {what}: state it as {what}=..., or give the {what} "
+                f"of all structures that state none (--{what}, or {what} of the oracle)",
+                final=True,
+            )
+    charge = charge if found.charge is None else found.charge
+    if found.multiplicity_from == (MOMENTS,) and "multiplicity" in given:
+        found = found._replace(multiplicity=None, multiplicity_from=())
+    if found.multiplicity is not None:
+        multiplicity = found.multiplicity
+    elif multiplicity == "lowest":
+        multiplicity = 1 + (int(atoms.numbers.sum()) - charge) % 2
+    return Used(ElectronicState(charge, multiplicity), found.charge_from, found.multiplicity_from)
 
 
 def check_electrons(atoms: Atoms, state: ElectronicState) -> None:
@@ -146,13 +167,3 @@ def versions_of(distributions: Iterable[str]) -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
-
-
-def _whole(value: Any, what: str) -> int:
-    try:
-        number = float(value)
-        if number == int(number):
-            return int(number)
-    except (TypeError, ValueError, OverflowError):
-        pass
-    raise OracleFailure(f"{what} is {value!r}, not a whole number", final=True)

@@ -13,7 +13,7 @@ from ase import Atoms
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, TypeAdapter, ValidationError
 
 from selectron.errors import SelectronError
-from selectron.oracles.base import ElectronicState, Oracle, OracleFailure, electronic_state
+from selectron.oracles.base import ElectronicState, Oracle, OracleFailure, Used, electronic_state
 
 _MINUTE, _HOUR = 60.0, 3600.0
 
@@ -37,18 +37,29 @@ class _Common(BaseModel):
     )
 
     @property
+    def told(self) -> frozenset[str]:
+        """Which of charge and multiplicity reach the program."""
+        return frozenset(("charge", "multiplicity"))
+
+    @property
     def knows_electrons(self) -> bool:
         """Whether labels depend on charge and multiplicity."""
-        return True
+        return bool(self.told)
+
+    def used(self, atoms: Atoms) -> Used:
+        """Charge and multiplicity of ``atoms`` here, and who said so; raises OracleFailure where they make no sense."""
+        if not self.knows_electrons:
+            return Used(ElectronicState())
+        return electronic_state(atoms, self.charge, self.multiplicity, given=self.model_fields_set)
+
+    def state(self, atoms: Atoms) -> ElectronicState:
+        """Charge and multiplicity of ``atoms`` here, a neutral singlet where labels do not depend on them."""
+        return self.used(atoms).state
 
     @property
     def sees_open_vectors(self) -> bool:
         """Whether the lattice vectors of directions that are not periodic reach the engine, and so belong to the key."""
         return False
-
-    def state(self, atoms: Atoms) -> ElectronicState:
-        """Charge and multiplicity of ``atoms`` here; raises OracleFailure where they make no sense."""
-        return electronic_state(atoms, self.charge, self.multiplicity)
 
     def check(self, atoms: Atoms) -> None:
         """Raises OracleFailure where ``atoms`` are not for this oracle, whatever a store has of them."""
@@ -59,14 +70,9 @@ class _WithoutElectrons(_Common):
     """An oracle that knows no electrons: charge and multiplicity do not matter to it."""
 
     @property
-    def knows_electrons(self) -> bool:
-        """They do not."""
-        return False
-
-    def state(self, atoms: Atoms) -> ElectronicState:
-        """Neutral singlet, whatever the structure says."""
-        del atoms
-        return ElectronicState()
+    def told(self) -> frozenset[str]:
+        """Neither."""
+        return frozenset()
 
 
 class XtbOptions(_Common):
@@ -144,19 +150,16 @@ class AseOptions(_Common):
     time_limit_s: PositiveFloat | None = 24 * _HOUR
 
     @property
-    def knows_electrons(self) -> bool:
-        """Where the arguments mention them."""
+    def told(self) -> frozenset[str]:
+        """What the arguments mention."""
         words = json.dumps(self.arguments)
-        return any(f'"{{{word}}}"' in words for word in ("charge", "multiplicity", "unpaired"))
+        places = {"charge": ("charge",), "multiplicity": ("multiplicity", "unpaired")}
+        return frozenset(what for what, names in places.items() if any(f'"{{{name}}}"' in words for name in names))
 
     @property
     def sees_open_vectors(self) -> bool:
         """They do: plane-wave programs fill the whole cell, periodic or not."""
         return True
-
-    def state(self, atoms: Atoms) -> ElectronicState:
-        """What the structure says where the calculator is told of it, else a neutral singlet."""
-        return super().state(atoms) if self.knows_electrons else ElectronicState()
 
 
 OracleOptions = Annotated[

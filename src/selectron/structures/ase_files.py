@@ -20,9 +20,14 @@ from selectron.structures.reader import UnreadableFrame
 
 
 def atoms_of_row(row: AtomsRow) -> Atoms:
-    """The structure of a database row; its key-value pairs, and its data when that is a dictionary, go to ``info``."""
+    """The structure of a database row; its key-value pairs, and its data when that is a dictionary, go to ``info``.
+
+    ASE 3.29 answers for a pair named ``charge`` with the sum of the initial charges of atoms, 0 where there are none
+    (``row.charge`` hides it); here it is the number that was written.
+    """
     atoms: Atoms = row.toatoms()
-    atoms.info.update(row.key_value_pairs)
+    written = vars(row)
+    atoms.info.update({key: written.get(key, value) for key, value in row.key_value_pairs.items()})
     data = row.data
     if isinstance(data, dict):
         atoms.info.update(data)
@@ -143,7 +148,10 @@ class AnyAseReader:
     def _load(self) -> list[Atoms]:
         if self._frames is None:
             try:
-                frames = ase.io.read(self.path, index=":")
+                if self.path.suffix.lower() == ".json":  # ase.io leaves key-value pairs and data out
+                    frames = [atoms_of_row(row) for row in ase.db.connect(self.path, type="json").select()]
+                else:
+                    frames = list(ase.io.iread(self.path, index=":"))
             except UnknownFileTypeError as error:
                 raise SelectronError(
                     f"the format of {self.path} is not known; use extended XYZ, an ASE database, LMDB, HDF5 or another"
@@ -151,5 +159,5 @@ class AnyAseReader:
                 ) from error
             except Exception as error:  # ASE's readers raise whatever their conversions raise
                 raise SelectronError(f"{self.path} cannot be read: {error or type(error).__name__}.") from error
-            self._frames = frames if isinstance(frames, list) else [frames]
+            self._frames = frames
         return self._frames

@@ -13,6 +13,7 @@ from ase import Atoms
 from ase.io.extxyz import read_xyz
 
 from selectron.errors import SelectronError
+from selectron.structures.electronic_state import comment_pair
 from selectron.structures.gzipped import GzipStream
 from selectron.structures.reader import UnreadableFrame
 from selectron.structures.xyz_index import Ending, cache_folder, frame_index
@@ -123,4 +124,7 @@ def parse_frame(text: bytes) -> Atoms:
         raise UnreadableFrame(f"cannot be parsed: {error}") from error
     if atoms.positions.shape != (count, 3) or not np.issubdtype(atoms.positions.dtype, np.floating):
         raise UnreadableFrame("its columns hold no positions")
+    pair = comment_pair(lines[1]) if len(lines) > 1 else None
+    if pair is not None:  # ASE makes keys of the numbers, a single one of "1 1"
+        atoms.info = {"comment": pair}
     return atoms
