@@ -19,6 +19,7 @@ from selectron.oracles.base import (
     fingerprint_of,
     versions_of,
 )
+from selectron.oracles.functionals import check_functional
 from selectron.oracles.options import DftOptions
 
 _HEAVY = 36  # basis sets with effective core potentials have them beyond krypton
@@ -48,33 +49,36 @@ class DftOracle:
         self.versions = versions_of(["pyscf", "pyscf-dispersion"])
 
     def prepare(self) -> None:
-        """Imports PySCF and looks whether functional, and dispersion where asked, exist."""
+        """Imports PySCF and makes one small label: H2 by this functional, basis set and dispersion, on a coarse grid."""
         try:
-            import pyscf.dft.libxc as libxc
             from pyscf import lib
         except ImportError as error:
             raise SelectronError(f"DFT needs PySCF: pip install 'selectron[dft]' ({error}).") from None
         lib.num_threads(int(os.environ.get("OMP_NUM_THREADS") or lib.num_threads()))
-        functional = self.options.functional
-        try:
-            libxc.parse_xc(_without_dispersion(functional))
-        except (KeyError, ValueError) as error:
-            raise SelectronError(f"PySCF does not know the functional {functional!r} ({error}).") from None
+        functional, dispersion = self.options.functional, self.options.dispersion
+        check_functional(functional, dispersion)
         hydrogen = Atoms("H2", [[0.0, 0.0, 0.0], [0.0, 0.0, 0.74]])
         try:
             molecule = self._molecule(hydrogen, ElectronicState())
         except OracleFailure as failure:
             if "basis name" in failure.reason:  # any other: a basis set without hydrogen
                 raise SelectronError(f"PySCF does not know the basis set {self.options.basis!r}.") from None
-            return
-        if self.options.dispersion is not None:
-            try:
-                self._mean_field(molecule).get_dispersion()
-            except Exception as error:  # each dispersion library has its own
-                raise SelectronError(
-                    f"There is no dispersion {self.options.dispersion!r} for {functional!r} "
-                    f"({' '.join(str(error).split())}); it needs pyscf-dispersion and parameters of the functional."
-                ) from None
+            molecule = self._molecule(hydrogen, ElectronicState(), basis="sto-3g")
+        try:
+            mean_field = self._mean_field(molecule)
+            if dispersion is not None:
+                mean_field.get_dispersion()
+            mean_field.grids.level = mean_field.nlcgrids.level = 0
+            mean_field.kernel()
+            _gradient(mean_field)
+        except Exception as error:  # each dispersion library has its own
+            said = " ".join(str(error).split()) or type(error).__name__
+            if dispersion is None:
+                raise SelectronError(f"PySCF cannot label with {self.name} ({said}).") from None
+            raise SelectronError(
+                f"There is no dispersion {dispersion!r} for {functional!r} ({said}); it needs pyscf-dispersion and "
+                "parameters of the functional."
+            ) from None
 
     def label(self, atoms: Atoms, *, attempt: int = 0) -> Label:
         """The label of ``atoms``: recipe 0 is PySCF's own; later ones shift levels, smear, or converge by second order."""
@@ -87,23 +91,22 @@ class DftOracle:
             _converge(mean_field, attempt)
             if not mean_field.converged:
                 raise OracleFailure(f"the SCF did not converge in {mean_field.max_cycle} cycles")
-            gradient = mean_field.nuc_grad_method()
-            gradient.verbose = 0
-            forces = -np.asarray(gradient.kernel()) * (Hartree / Bohr)
+            forces = -_gradient(mean_field) * (Hartree / Bohr)
         except (RuntimeError, ValueError, np.linalg.LinAlgError) as error:
             raise OracleFailure(f"PySCF: {' '.join(str(error).split())}") from None
         return checked(Label(float(mean_field.e_tot) * Hartree, forces), atoms)
 
-    def _molecule(self, atoms: Atoms, state: ElectronicState) -> Any:
+    def _molecule(self, atoms: Atoms, state: ElectronicState, basis: str | None = None) -> Any:
         from pyscf import gto
 
+        basis = basis or self.options.basis
         heavy = sorted({symbol for symbol, z in zip(atoms.symbols, atoms.numbers, strict=True) if z > _HEAVY})
         try:
             return gto.M(
                 atom=[(symbol, tuple(r)) for symbol, r in zip(atoms.symbols, atoms.positions / Bohr, strict=True)],
                 unit="Bohr",
-                basis=self.options.basis,
-                ecp=dict.fromkeys(heavy, self.options.basis),
+                basis=basis,
+                ecp=dict.fromkeys(heavy, basis),
                 charge=state.charge,
                 spin=state.multiplicity - 1,
                 max_memory=self.options.memory_MB,
@@ -151,7 +154,8 @@ def _converge(mean_field: Any, attempt: int) -> None:
     mean_field.kernel(rough.make_rdm1())
 
 
-def _without_dispersion(functional: str) -> str:
-    """PySCF reads "b3lyp-d3bj" as B3LYP with D3(BJ)."""
-    head, dash, tail = functional.lower().rpartition("-")
-    return head if dash and tail.startswith(("d3", "d4")) else functional
+def _gradient(mean_field: Any) -> np.ndarray:
+    """(N, 3) in Hartree/Bohr."""
+    gradient = mean_field.nuc_grad_method()
+    gradient.verbose = 0
+    return np.asarray(gradient.kernel())
