@@ -2,6 +2,7 @@
 
 import contextlib
 import multiprocessing
+import sqlite3
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from ase.build import molecule
 
 from selectron.errors import SelectronError
 from selectron.features import EnergyNTKFeatures, FeatureStore, default_cache, extract
+from selectron.features.store import DamagedRows
 from selectron.potentials import MacePotential
 from selectron.rows import Rows, one_row_each
 from selectron.structures import structure_hash
@@ -21,6 +23,11 @@ FINGERPRINT = "0123456789abcdef0123456789abcdef"
 
 def key(number):
     return f"{number:032x}"
+
+
+def change(path, sql, *values):
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute(sql, values)
 
 
 def some_rows(counts, dim, seed=0):
@@ -73,12 +80,27 @@ class TestStore:
         assert not folder.exists()
 
     @pytest.mark.parametrize("content", [b"no database at all" * 100, b"SQLite format 3\x00" + b"\xff" * 4096])
-    def test_a_broken_file_is_explained(self, tmp_path, content):
-        (tmp_path / f"{FINGERPRINT}.sqlite").write_bytes(content)
-        with pytest.raises(SelectronError, match="is damaged: delete it"):
-            FeatureStore(tmp_path, FINGERPRINT, 3)
+    def test_a_file_that_is_no_database_is_set_aside(self, tmp_path, content):
+        path = tmp_path / f"{FINGERPRINT}.sqlite"
+        path.write_bytes(content)
+        store = FeatureStore(tmp_path, FINGERPRINT, 3)
+        store.put([key(0)], some_rows([1], 3))
+        assert store.known([key(0)]) == {key(0)}
+        assert store.warnings == [
+            f"The cache of feature rows {path} was damaged: it is now {FINGERPRINT}.damaged, and begun anew."
+        ]
+        assert (tmp_path / f"{FINGERPRINT}.damaged").read_bytes() == content
+        store.close()
+        assert FeatureStore(tmp_path, FINGERPRINT, 3).warnings == []
 
-    def test_a_file_that_breaks_in_use_is_explained(self, tmp_path):
+    def test_a_table_with_other_columns_is_set_aside(self, tmp_path):
+        path = tmp_path / f"{FINGERPRINT}.sqlite"
+        change(path, "CREATE TABLE rows (key BLOB, data BLOB)")
+        store = FeatureStore(tmp_path, FINGERPRINT, 3)
+        store.put([key(0)], some_rows([1], 3))
+        assert len(store.warnings) == 1
+
+    def test_a_file_that_breaks_in_use_is_begun_anew(self, tmp_path):
         store = FeatureStore(tmp_path, FINGERPRINT, 64)
         keys = [key(i) for i in range(500)]
         store.put(keys, some_rows([1] * 500, 64))
@@ -86,8 +108,29 @@ class TestStore:
         with open(tmp_path / f"{FINGERPRINT}.sqlite", "r+b") as file:
             file.seek(4096)
             file.write(b"\xff" * 100_000)
-        with pytest.raises(SelectronError, match=r"feature rows"):
-            FeatureStore(tmp_path, FINGERPRINT, 64).get(keys)
+        store = FeatureStore(tmp_path, FINGERPRINT, 64)
+        with pytest.raises(DamagedRows, match="the same command computes them anew"):
+            store.get(keys)
+        assert store.known(keys) == set()
+        store.put(keys, some_rows([1] * 500, 64))
+        assert torch.equal(store.get(keys).values, some_rows([1] * 500, 64).values)
+
+    def test_rows_from_before_checksums_are_kept(self, tmp_path):
+        path = tmp_path / f"{FINGERPRINT}.sqlite"
+        store, keys = FeatureStore(tmp_path, FINGERPRINT, 4), [key(i) for i in range(5)]
+        store.put(keys, some_rows([2] * 5, 4))
+        store.close()
+        change(path, "ALTER TABLE rows DROP COLUMN checksum")
+        change(path, "UPDATE rows SET data = ? WHERE id = 2", b"short")
+        change(path, "UPDATE rows SET m = 'two' WHERE id = 3")
+        change(path, "UPDATE rows SET data = ? WHERE id = 4", np.full(8, np.nan, dtype=np.float32).tobytes())
+        store = FeatureStore(tmp_path, FINGERPRINT, 4)
+        assert store.known(keys) == {keys[0], keys[4]}
+        assert torch.equal(store.get([keys[4]]).values, some_rows([2] * 5, 4).values[8:])
+        store.close()
+        change(path, "UPDATE rows SET m = 1 WHERE id = 1")
+        with pytest.raises(DamagedRows):
+            FeatureStore(tmp_path, FINGERPRINT, 4).get([keys[0]])
 
     def test_a_folder_that_cannot_be_made_is_explained(self, tmp_path):
         (tmp_path / "file").write_text("")
@@ -210,6 +253,56 @@ class TestExtract:
         extract(features, some, hashes_of(some), FeatureStore(None, FINGERPRINT, 2), batch_size)
         assert max(features.batches) <= batch_size
         assert sum(features.batches) == len(some)
+
+    @pytest.mark.parametrize(
+        ("column", "value"),
+        [
+            ("data", b""),
+            ("data", np.ones(2, "<f4").tobytes()),
+            ("data", None),
+            ("m", 0),
+            ("m", "one"),
+            ("m", -1),
+            ("checksum", None),
+            ("checksum", "x"),
+            ("key", bytes(16)),
+        ],
+    )
+    def test_damaged_rows_are_computed_anew_and_told_once(self, tmp_path, column, value):
+        some = structures()
+        hashes = hashes_of(some)
+        store = FeatureStore(tmp_path, FINGERPRINT, 2)
+        expected, _ = extract(Counting(), some, hashes, store)
+        store.close()
+        change(tmp_path / f"{FINGERPRINT}.sqlite", f"UPDATE OR REPLACE rows SET {column} = ? WHERE id = 3", value)
+        if column != "key":
+            change(tmp_path / f"{FINGERPRINT}.sqlite", f"UPDATE rows SET {column} = ? WHERE id = 5", value)
+        store, features = FeatureStore(tmp_path, FINGERPRINT, 2), Counting()
+        rows, failed = extract(features, some, hashes, store)
+        assert torch.equal(rows.values, expected.values)
+        assert not failed
+        assert sum(features.batches) == (1 if column == "key" else 2)
+        assert len(store.warnings) == (column != "key")
+        assert all("2 structures" in line and "removed" in line for line in store.warnings)
+
+    def test_every_flipped_bit_of_a_row_is_noticed(self, tmp_path):
+        some = structures()
+        hashes, path = hashes_of(some), tmp_path / f"{FINGERPRINT}.sqlite"
+        store = FeatureStore(tmp_path, FINGERPRINT, 2)
+        expected, _ = extract(Counting(), some, hashes, store)
+        store.close()
+        content = path.read_bytes()
+        row = expected.take([2]).values.numpy().tobytes()
+        place = content.index(row)
+        for bit in range(8 * len(row)):
+            changed = bytearray(content)
+            changed[place + bit // 8] ^= 1 << bit % 8
+            path.write_bytes(changed)
+            store = FeatureStore(tmp_path, FINGERPRINT, 2)
+            rows, _ = extract(Counting(), some, hashes, store)
+            assert torch.equal(rows.values, expected.values)
+            assert len(store.warnings) == 1
+            store.close()
 
     def test_rows_do_not_depend_on_the_batch_size(self):
         potential = MacePotential(small_mace())

@@ -9,7 +9,7 @@ from ase import Atoms
 
 from selectron.errors import SelectronError
 from selectron.features.base import FeatureMap
-from selectron.features.store import FeatureStore
+from selectron.features.store import DamagedRows, FeatureStore
 from selectron.rows import Rows, concatenate
 
 AUTO_ATOMS = {"cpu": 256, "cuda": 16384}
@@ -24,6 +24,7 @@ def extract(
     store: FeatureStore,
     batch_size: int | None = None,
     advance: Callable[[int], None] | None = None,
+    retry: bool = True,
 ) -> tuple[Rows, dict[str, str]]:
     """Rows of ``structures``, float32 on the CPU, and the reason for each hash whose rows are not finite.
 
@@ -37,6 +38,7 @@ def extract(
         store: where rows are kept.
         batch_size: structures in a batch; None chooses by the number of atoms, and halves where CUDA memory runs out.
         advance: told how many more of ``structures`` are done, batch by batch.
+        retry: whether rows of the store that turn out to be damaged are computed anew.
     """
     known = store.known(hashes)
     wanted = {key: atoms for key, atoms in zip(hashes, structures, strict=True) if key not in known}
@@ -48,7 +50,13 @@ def extract(
     for keys in _batches(ordered, [len(wanted[key]) for key in ordered], batch_size, _device(features)):
         failed.update(_compute(features, keys, [wanted[key] for key in keys], store))
         advance(len(keys))
-    return store.get([key for key in hashes if key not in failed]), failed
+    try:
+        return store.get([key for key in hashes if key not in failed]), failed
+    except DamagedRows:
+        if not retry:
+            raise
+    # they are gone from the store now
+    return extract(features, structures, hashes, store, batch_size, retry=False)
 
 
 def _compute(features: FeatureMap, keys: list[str], structures: list[Atoms], store: FeatureStore) -> dict[str, str]:

@@ -139,6 +139,8 @@ def screen(
             progress=progress,
         )
         resolve_picks(result, train_features or features, per_atom)
+        stores = [store] if training is None or training.store is store else [store, training.store]
+        result.notes[:0] = [line for one in stores for line in one.warnings]
         return result
 
 
