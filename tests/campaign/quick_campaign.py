@@ -5,6 +5,7 @@ from its standard input (after a tab: the largest size of a file that this proce
 campaigns at random moments without waiting for imports.
 """
 
+import errno
 import os
 import resource
 import sys
@@ -22,7 +23,7 @@ FORMULAE = ("H2O", "CH4", "CO2", "CH3OH", "C2H4", "H2CO")
 class CountedEMT(EMT):
     """Effective-medium theory that notes each call in the file $CALLS, and fails for structures of one formula.
 
-    It fails for all while the environment has $BROKEN.
+    It fails for all while the environment has $BROKEN, and finds the disk full while it has $FULL.
     """
 
     def __init__(self, fails=None, slow_s=0.0):
@@ -37,6 +38,8 @@ class CountedEMT(EMT):
         with open(os.environ["CALLS"], "a") as stream:
             stream.write(structure_hash(atoms) + "\n")
         time.sleep(self.slow_s)
+        if "FULL" in os.environ:
+            raise OSError(errno.ENOSPC, "No space left on device")
         if "BROKEN" in os.environ:
             raise RuntimeError("the licence has run out")
         if atoms.get_chemical_formula() == self.fails:

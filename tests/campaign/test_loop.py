@@ -187,6 +187,18 @@ def test_an_oracle_that_is_mended_labels_the_test_set(play, tmp_path, monkeypatc
     assert record.selected.labels == 3
 
 
+def test_a_full_disk_of_the_oracle_costs_no_picks(play, tmp_path, monkeypatch):
+    monkeypatch.setenv("FULL", "yes")
+    with pytest.raises(SelectronError, match=r"3 structures got no label, by no fault of their own .*No space left"):
+        play("run", baseline=None)
+    monkeypatch.delenv("FULL")
+    run_quickly(tmp_path / "run")
+    record = read_campaign(tmp_path / "run")
+    assert record.finished
+    assert record.selected.labels == 6
+    assert not record.selected.failures
+
+
 def test_a_campaign_that_a_broken_oracle_ended_goes_on_with_other_picks(play, monkeypatch):
     monkeypatch.setenv("BROKEN", "yes")
     record = play("run", baseline=None)

@@ -1,9 +1,12 @@
 """An ASE calculator that does to each element what it was made to do, and notes each time that it is asked."""
 
+import errno
 import os
+import shutil
 import signal
 import subprocess
 import time
+from typing import ClassVar
 
 import numpy as np
 from ase.calculators.calculator import Calculator, all_changes
@@ -84,3 +87,34 @@ class Volume(Calculator):
     def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
         super().calculate(atoms, properties, system_changes)
         self.results = {"energy": abs(np.linalg.det(atoms.cell.array)), "forces": np.zeros((len(atoms), 3))}
+
+
+class Vandal(Strange):
+    """As Strange, but bad for the engine that it runs in.
+
+    Li removes the engine's folder and is labelled, Be removes it and raises, Na breaks the process for all that come, K holds
+    60 MB more each time, Mg finds the disk full until the file ``room`` is there.
+    """
+
+    held: ClassVar = []
+    broken = False
+
+    def __init__(self, room=None, **others):
+        super().__init__(**others)
+        self.room = room
+
+    def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
+        super().calculate(atoms, properties, system_changes)
+        first = atoms.symbols[0]
+        if type(self).broken:
+            raise RuntimeError("the context is broken")
+        if first in ("Li", "Be"):
+            shutil.rmtree(os.getcwd())
+        if first == "Be":
+            raise RuntimeError("where am I?")
+        if first == "Na":
+            type(self).broken = True
+        if first == "K":
+            self.held.append(np.ones(60_000_000, dtype=np.uint8))
+        if first == "Mg" and not os.path.exists(self.room):
+            raise OSError(errno.ENOSPC, "No space left on device")

@@ -11,6 +11,7 @@ from ase import Atoms
 from selectron.campaign.artifacts import check_room
 from selectron.campaign.context import Campaign
 from selectron.campaign.state import Stage
+from selectron.errors import SelectronError
 from selectron.oracles import (
     Labelled,
     LabelStore,
@@ -52,15 +53,29 @@ def label_all(campaign: Campaign, name: str, what: str, *, retry_failures: bool 
     results: dict[int, Labelled] = {}
     campaign.reporter.start(what, len(structures))
     with LabelStore(campaign.label_store) as store:
-        found = label_structures(
-            structures, config.oracle, store, executor=campaign.executor(), retry_failures=retry_failures
-        )
-        with closing(found):
-            for one in found:
-                results[one.index] = one
-                campaign.reporter.advance(1)
+        for _ in range(2):  # once more for those that failed by no fault of theirs
+            wanted = [i for i in range(len(structures)) if i not in results or results[i].blameless]
+            if not wanted:
+                break
+            found = label_structures(
+                [structures[i] for i in wanted],
+                config.oracle,
+                store,
+                executor=campaign.executor(),
+                retry_failures=retry_failures,
+            )
+            with closing(found):
+                for one in found:
+                    campaign.reporter.advance(wanted[one.index] not in results)
+                    results[wanted[one.index]] = one
         if any(one.failure is not None and not one.reused for one in results.values()):
             check_room(campaign.folder)
+        lost = [one for one in results.values() if one.blameless]
+        if lost:
+            raise SelectronError(
+                f"{counted(len(lost), 'structure')} got no label, by no fault of their own ({lost[0].failure}); all other "
+                "labels are kept: mend that, and the same command goes on."
+            )
         fingerprint = make_oracle(config.oracle).fingerprint
         entries = [
             _entry(store, fingerprint, config.oracle, atoms, results[index]) for index, atoms in enumerate(structures)

@@ -135,6 +135,7 @@ class _Run:
     new: int = 0
     known_failures: int = 0
     refused: int = 0
+    blameless: int = 0
     wall_s: float = 0.0
     core_s: float = 0.0
     _places: list[int] = field(default_factory=list)
@@ -171,6 +172,7 @@ class _Run:
             self.failures[index] = (labelled.failure or "no reason was given", labelled.attempts)
             self.known_failures += labelled.reused and not labelled.refused
             self.refused += labelled.refused
+            self.blameless += labelled.blameless
 
     def labelled(self, name: str, options: OracleOptions) -> Iterator[Atoms]:
         """Labelled structures in the order of the pool, with their ``info`` and the oracle's name in it."""
@@ -195,6 +197,11 @@ class _Run:
             if self.known_failures and not retried:
                 again = f" {self.known_failures:,} known before were not tried again: --retry-failures does."
             lines.append(f"{failures} says why they failed.{again}")
+        if self.blameless:
+            lines.append(
+                f"By no fault of their own (disk, program, worker), and not kept as failures: {self.blameless:,} of them; "
+                "mend that, and the same command tries them again."
+            )
         if self.refused:
             lines.append(f"In the store, but refused by --max-force: {self.refused:,} of them.")
         return lines

@@ -17,9 +17,10 @@ from ase.calculators.calculator import FileIOCalculator, PropertyNotImplementedE
 from ase.calculators.genericfileio import GenericFileIOCalculator
 
 from selectron.errors import SelectronError
-from selectron.oracles.base import ElectronicState, Label, OracleFailure, checked, fingerprint_of, versions_of
+from selectron.oracles.base import Cause, ElectronicState, Label, OracleFailure, checked, fingerprint_of, versions_of
 from selectron.oracles.convergence import calculators_in, unconverged
 from selectron.oracles.options import AseOptions
+from selectron.oracles.surroundings import commands_of, fault_of_surroundings, missing_program
 
 
 class AseOracle:
@@ -42,11 +43,19 @@ class AseOracle:
         self._in_run_folder: list[Any] = []
 
     def prepare(self) -> None:
-        """Imports the calculator and makes one."""
+        """Imports the calculator, makes one, and looks for the program that it would run."""
         try:
-            self._calculator(ElectronicState(self.options.charge, _number(self.options.multiplicity)))
+            calculator = self._calculator(ElectronicState(self.options.charge, _number(self.options.multiplicity)))
         except OracleFailure as failure:
             raise SelectronError(f"{self.name} cannot be made: {failure.reason}.") from None
+        for one in calculators_in(calculator):
+            try:
+                missing = [(command, missing_program(command)) for command in commands_of(one)]
+            except Exception as error:  # whatever a third party's calculator raises
+                raise SelectronError(f"{self.name} has no program to run: {' '.join(str(error).split())}.") from None
+            for command, program in missing:
+                if program is not None:
+                    raise SelectronError(f"{self.name} runs {command!r}, and there is no program {program!r} here.")
 
     def label(self, atoms: Atoms, *, attempt: int = 0) -> Label:
         """The label of ``atoms``; a later attempt makes the calculator anew."""
@@ -67,11 +76,18 @@ class AseOracle:
             except PropertyNotImplementedError as error:
                 raise OracleFailure(f"{self.name} does not give {error}", final=True) from None
             except Exception as error:  # whatever a third party's calculator raises
-                self._close()
+                # a program that is started for each structure, or was held open for this one, remembers no other
+                fresh_program = self._close() or isinstance(calculator, FileIOCalculator | GenericFileIOCalculator)
                 self._last = None
                 said = f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")
-                reason = unconverged(None, folder) or said + _last_words(folder)
-                raise OracleFailure(f"{self.name}: {reason}") from None
+                doubt = unconverged(None, folder)
+                if doubt is not None:
+                    raise OracleFailure(f"{self.name}: {doubt}") from None
+                reason = said + _last_words(folder)
+                cause: Cause = "structure" if fresh_program else "engine"
+                if fault_of_surroundings(error, reason, folder):
+                    cause = "surroundings"
+                raise OracleFailure(f"{self.name}: {reason}", cause=cause) from None
             self._close()  # and so lets the program finish its output
             doubt = unconverged(calculator, folder)
             if doubt is not None:
@@ -79,7 +95,8 @@ class AseOracle:
                 raise OracleFailure(f"{self.name}: {doubt}")
         return checked(Label(float(energy_eV), forces, stress), atoms)
 
-    def _close(self) -> None:
+    def _close(self) -> bool:
+        """Closes what can be closed; whether there was such a thing."""
         close = getattr(self._last[1], "close", None) if self._last is not None else None
         if callable(close):
             self._last = None
@@ -89,6 +106,7 @@ class AseOracle:
             ):  # a program that died need not be asked to end
                 warnings.simplefilter("ignore")
                 close()
+        return callable(close)
 
     def _calculator(self, state: ElectronicState) -> Any:
         words = {"{charge}": state.charge, "{multiplicity}": state.multiplicity, "{unpaired}": state.multiplicity - 1}
@@ -153,6 +171,8 @@ def _stress(atoms: Atoms, calculator: Any) -> np.ndarray | None:
 
 def _last_words(folder: Path) -> str:
     """The end of what the program wrote last in ``folder``, in brackets, without frames; empty where it wrote nothing."""
+    if not folder.is_dir():
+        return ""
     written = [path for path in folder.iterdir() if path.is_file() and path.suffix not in _INPUTS]
     for path in sorted(written, key=lambda path: (path.suffix == ".err", -path.stat().st_mtime_ns)):
         with path.open("rb") as stream:

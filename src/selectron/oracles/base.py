@@ -14,6 +14,7 @@ from ase import Atoms
 from selectron.structures.electronic_state import MOMENTS, ElectronicState, StateError, stated
 
 Multiplicity = int | Literal["lowest"]
+Cause = Literal["structure", "engine", "surroundings"]
 
 
 class Label(NamedTuple):
@@ -34,12 +35,13 @@ class Label(NamedTuple):
 class OracleFailure(Exception):
     """An oracle has no label for a structure: ``reason`` is one sentence for a person.
 
-    ``final``: no other recipe can help (a wrong electron count, an element without parameters).
+    ``final``: no other recipe can help (a wrong electron count, an element without parameters). ``cause``: whose fault it
+    is; "engine" where that cannot be told, and a fresh engine has to decide; "surroundings" for a full disk and the like.
     """
 
-    def __init__(self, reason: str, *, final: bool = False) -> None:
+    def __init__(self, reason: str, *, final: bool = False, cause: Cause = "structure") -> None:
         super().__init__(reason)
-        self.reason, self.final = reason, final
+        self.reason, self.final, self.cause = reason, final, cause
 
 
 class Used(NamedTuple):

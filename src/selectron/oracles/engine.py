@@ -28,6 +28,7 @@ from ase import Atoms
 
 from selectron.errors import SelectronError
 from selectron.oracles.base import Label, OracleFailure
+from selectron.oracles.surroundings import fault_of_surroundings, memory_MB
 
 START_LIMIT_S = 600.0
 _HEADER = struct.Struct("<Q")
@@ -35,11 +36,16 @@ _LAST_WORDS = 300  # characters of a dead engine's log that go into the reason
 
 
 class Answer(NamedTuple):
-    """What an engine says of one attempt: a label or a failure, and the CPU seconds of it and its children."""
+    """What an engine says of one attempt: a label or a failure, the CPU seconds of it and its children, and how it is.
+
+    ``memory_MB``: what its process holds afterwards. ``well``: its folder is still there.
+    """
 
     label: Label | None
     failure: OracleFailure | None
     core_s: float
+    memory_MB: float
+    well: bool
 
 
 class EngineGone(Exception):
@@ -63,7 +69,10 @@ class Engine:
 
     def __init__(self, options: str, threads: int | None = None) -> None:
         self._stopped = False
-        self._scratch = Path(tempfile.mkdtemp(prefix="selectron-engine-"))
+        try:
+            self._scratch = Path(tempfile.mkdtemp(prefix="selectron-engine-"))
+        except OSError as error:
+            raise SelectronError(f"The oracle does not start: no folder can be made for it ({error}).") from None
         environment = dict(os.environ, OMP_WAIT_POLICY=os.environ.get("OMP_WAIT_POLICY", "PASSIVE"))
         if threads is not None:
             for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
@@ -192,13 +201,19 @@ def main() -> None:
         before = _cpu_seconds()
         label, failure = None, None
         try:
+            scratch.mkdir(exist_ok=True)  # a program, or who tidies up, may have removed it
+            os.chdir(scratch)
             label = oracle.label(atoms, attempt=attempt)
         except OracleFailure as error:
-            failure = error
+            failure = OracleFailure(error.reason, final=error.final, cause=error.cause)
         except Exception as error:  # whatever a third party's program raises
-            failure = OracleFailure(f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": "))
-        plain = None if failure is None else OracleFailure(failure.reason, final=failure.final)
-        _send(answers, pickle.dumps(Answer(label, plain, _cpu_seconds() - before)))
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")
+            outside = fault_of_surroundings(error, reason, scratch)
+            failure = OracleFailure(reason, cause="surroundings" if outside else "engine")
+        well = scratch.is_dir()
+        if failure is not None and not well and not failure.final and failure.cause == "structure":
+            failure.cause = "engine"
+        _send(answers, pickle.dumps(Answer(label, failure, _cpu_seconds() - before, memory_MB(), well)))
 
 
 def _take_pipes() -> tuple[Iterator[Any], BinaryIO]:

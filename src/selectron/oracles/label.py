@@ -31,7 +31,8 @@ class Labelled:
 
     ``reused``: it (label or failure) was known before, or came from a structure before it in the same call; then it
     cost nothing now, and ``wall_s``, ``core_s`` and ``attempts`` are 0. ``refused``: there is a label, which the store keeps,
-    but a force in it is above the oracle's ``max_force_eV_A``.
+    but a force in it is above the oracle's ``max_force_eV_A``. ``blameless``: the failure is of the surroundings (a full disk,
+    a program or a worker that is gone); it is not kept, and the next call tries again.
     """
 
     index: int
@@ -42,6 +43,7 @@ class Labelled:
     core_s: float
     attempts: int
     refused: bool = False
+    blameless: bool = False
 
 
 @dataclass(frozen=True)
@@ -194,6 +196,7 @@ class _Run:
             self.options.time_limit_s,
             threads_of(self.executor),
             self.owner,
+            self.options.memory_limit_MB,
         )
         self._twins[wanted.key.key] = []
         try:
@@ -228,14 +231,21 @@ class _Run:
             raise _lost(error) from error
         except Exception as error:  # a worker that was lost on a cluster; the structure is not to blame: not kept
             reason = f"its worker was lost ({type(error).__name__}: {error})"
-            outcome = Outcome(None, reason, 0, 0.0, 0.0, {})
-        else:
+            outcome = Outcome(None, reason, 0, 0.0, 0.0, {}, blameless=True)
+        if not outcome.blameless:
             self.store.put(wanted.atoms, wanted.key, self.fingerprint, outcome)
         del self.flying[future]
-        if outcome.label is None:
+        if outcome.label is None and not outcome.blameless:
             self._failed[wanted.key.key] = outcome.failure or "no reason was given"
         first = Labelled(
-            wanted.index, outcome.label, outcome.failure, False, outcome.wall_s, outcome.core_s, outcome.attempts
+            wanted.index,
+            outcome.label,
+            outcome.failure,
+            False,
+            outcome.wall_s,
+            outcome.core_s,
+            outcome.attempts,
+            blameless=outcome.blameless,
         )
         twins = self._twins.pop(wanted.key.key)
         return [first, *(replace(first, index=i, reused=True, wall_s=0.0, core_s=0.0, attempts=0) for i in twins)]

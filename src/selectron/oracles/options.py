@@ -31,6 +31,9 @@ class _Common(BaseModel):
     multiplicity: PositiveInt | Literal["lowest"] = 1
     time_limit_s: PositiveFloat | None = Field(default=10 * _MINUTE, description="Of one attempt; null for none.")
     attempts: PositiveInt = Field(default=3, description="Recipes that are tried, one after the other.")
+    memory_limit_MB: PositiveInt | None = Field(
+        default=4000, description="An engine that has grown beyond it is started anew; null for no limit."
+    )
     max_force_eV_A: PositiveFloat | None = Field(
         default=200.0,
         description="Labels with a larger force on an atom are kept, but not given out; null for no limit.",

@@ -60,7 +60,7 @@ class PotentialOracle:
         except SelectronError as error:
             raise OracleFailure(str(error).rstrip("."), final=True) from None
         except RuntimeError as error:  # torch: out of memory, a device that fails
-            raise OracleFailure(" ".join(str(error).split())) from None
+            raise OracleFailure(" ".join(str(error).split()), cause="engine") from None
         if found.forces is None:
             raise OracleFailure(f"{self.name} gives no forces", final=True)
         tensor = found.stress[0].detach().cpu().numpy() if found.stress is not None else None

@@ -19,7 +19,8 @@ class Order(NamedTuple):
     """One structure to label; everything in it can be pickled.
 
     ``options`` is JSON; ``threads`` those that the engine may use (None: as the environment says); ``customer`` names
-    the call that placed the order, for :func:`stop_engines`.
+    the call that placed the order, for :func:`stop_engines`. ``memory_limit_MB``: an engine that holds more afterwards is
+    started anew for the next order.
     """
 
     atoms: Atoms
@@ -28,13 +29,14 @@ class Order(NamedTuple):
     time_limit_s: float | None
     threads: int | None
     customer: str
+    memory_limit_MB: float | None = None
 
 
 class Outcome(NamedTuple):
     """What came of an order: a label or the reason why not, and what it cost over all attempts.
 
     ``core_s`` is CPU time of the engine and of what it started; for an engine that had to be killed, wall time times
-    threads.
+    threads. ``blameless``: the failure is of the surroundings, and not to be kept as the structure's.
     """
 
     label: Label | None
@@ -43,6 +45,7 @@ class Outcome(NamedTuple):
     wall_s: float
     core_s: float
     versions: dict[str, str]
+    blameless: bool = False
 
 
 class _Kept:
@@ -50,6 +53,8 @@ class _Kept:
 
     def __init__(self, engine: Engine) -> None:
         self.engine, self.customer = engine, ""
+        self.asked = 0  # how many structures it has seen
+        self.first_MB = 0.0  # what it held after the first
 
     def __del__(self) -> None:
         self.engine.stop()
@@ -61,35 +66,66 @@ _stopped: set[str] = set()  # customers whose orders are not wanted any more
 
 
 def carry_out(order: Order) -> Outcome:
-    """Labels one structure; raises SelectronError only where no structure at all could be labelled."""
+    """Labels one structure; raises SelectronError only where no structure at all could be labelled.
+
+    Where a used engine died, or failed in a way that the oracle cannot explain, a fresh one decides: what an earlier
+    structure did to the engine, its folder or its memory is not charged to this one. That costs no attempt.
+    """
     wall_s = core_s = 0.0
     reasons: list[str] = []
     versions: dict[str, str] = {}
-    for attempt in range(order.attempts):
+    while len(reasons) < order.attempts:
         if order.customer in _stopped:
             reasons.append("stopped")
             break
         kept = _engine(order)
-        versions = kept.engine.versions
+        versions, fresh = kept.engine.versions, not kept.asked
+        kept.asked += 1
         began = time.monotonic()
         try:
-            answer = kept.engine.label(order.atoms, attempt, order.time_limit_s)
+            answer = kept.engine.label(order.atoms, len(reasons), order.time_limit_s)
         except EngineGone as gone:
-            _running.discard(kept)
-            _here.kept = None
+            _retire(kept)
             spent = time.monotonic() - began
             wall_s, core_s = wall_s + spent, core_s + spent * (order.threads or 1)
+            if not fresh and not gone.timeout:
+                continue
             reasons.append(gone.reason)
             if gone.timeout:
                 break
             continue
         wall_s, core_s = wall_s + time.monotonic() - began, core_s + answer.core_s
+        failure = answer.failure
+        doubted = failure is not None and failure.cause != "structure" and not fresh
+        if doubted or not answer.well or _has_grown(kept, answer.memory_MB, order.memory_limit_MB):
+            _retire(kept)
+        if doubted:
+            continue
         if answer.label is not None:
-            return Outcome(answer.label, None, attempt + 1, wall_s, core_s, versions)
-        reasons.append(answer.failure.reason if answer.failure else "no label")
-        if answer.failure and answer.failure.final:
+            return Outcome(answer.label, None, len(reasons) + 1, wall_s, core_s, versions)
+        reasons.append(failure.reason if failure else "no label")
+        if failure and failure.cause == "surroundings":
+            return Outcome(None, _told(reasons), len(reasons), wall_s, core_s, versions, blameless=True)
+        if failure and failure.final:
             break
     return Outcome(None, _told(reasons), len(reasons), wall_s, core_s, versions)
+
+
+def _has_grown(kept: _Kept, memory_MB: float, limit_MB: float | None) -> bool:
+    """Whether the engine holds more than the limit, and distinctly more than after its first structure.
+
+    One that needs more than the limit from the beginning would otherwise be started anew each time.
+    """
+    if kept.asked == 1:
+        kept.first_MB = memory_MB
+    return limit_MB is not None and memory_MB > max(limit_MB, 1.25 * kept.first_MB)
+
+
+def _retire(kept: _Kept) -> None:
+    """Ends this thread's engine; the next order gets a fresh one."""
+    _running.discard(kept)
+    kept.engine.stop()
+    _here.kept = None
 
 
 def stop_engines(customer: str) -> None:
