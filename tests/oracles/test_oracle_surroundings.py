@@ -134,6 +134,9 @@ def test_a_missing_program_is_told_once_before_anything(store, tmp_path, monkeyp
     monkeypatch.setenv("VASP_COMMAND", "no-such-vasp -n 4")
     with pytest.raises(SelectronError, match="runs 'no-such-vasp -n 4', and there is no program 'no-such-vasp'"):
         run([hydrogen()], parse_oracle("ase:ase.calculators.vasp:Vasp"), store)
+    shell = {"kind": "ase", "calculator": "ase.calculators.cp2k:CP2K", "arguments": {"command": "no-such-cp2k -s"}}
+    with pytest.raises(SelectronError, match="there is no program 'no-such-cp2k' here"):
+        run([hydrogen()], parse_oracle(shell), store)
     options = orca(tmp_path, "")
     (tmp_path / "program").unlink()
     with pytest.raises(SelectronError, match="there is no program"):

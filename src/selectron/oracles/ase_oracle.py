@@ -136,7 +136,12 @@ def _called(path: str, arguments: dict[str, Any]) -> Any:
     except SelectronError:
         raise
     except Exception as error:  # whatever a third party's constructor raises
-        raise SelectronError(f"{path} cannot be made with {arguments}: {error or type(error).__name__}.") from error
+        said = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        command = arguments.get("command")  # that CP2K's shell is started with at once
+        program = missing_program(command) if isinstance(command, str) else None
+        if program is not None:
+            said = f"there is no program {program!r} here"
+        raise SelectronError(f"{path} cannot be made with {arguments}: {said}.") from error
 
 
 def _built(value: Any) -> Any:
