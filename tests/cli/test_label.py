@@ -105,7 +105,7 @@ def test_charge_and_multiplicity_of_all_structures(run):
         ("-o pool.extxyz", "written over an input"),
         ("--store out.extxyz -o out.extxyz", "another output"),
         ("--oracle dft:nonsense/sto-3g", "functional 'nonsense'"),
-        ("--charge 1", "None of the 1 structures got a label"),
+        ("--charge 1", "The structure got no label: labelled.failures.csv says why (the first: 9 electrons"),
         ("--parsl nothing:here", "no Parsl configuration"),
     ],
 )

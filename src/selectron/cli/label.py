@@ -115,7 +115,11 @@ def label(
         _write_failures(run, failures)
         if not run.labels:
             left = f" {output} is of an earlier run." if output.exists() else ""
-            raise SelectronError(f"None of the {len(pool):,} structures got a label: {failures} says why.{left}")
+            none = (
+                "The structure got no label" if len(pool) == 1 else f"None of the {len(pool):,} structures got a label"
+            )
+            first = run.failures[min(run.failures)][0] if run.failures else "there are none"
+            raise SelectronError(f"{none}: {failures} says why (the first: {first}).{left}")
         from selectron.structures import write_extxyz
 
         write_extxyz(output, run.labelled(name, options))
