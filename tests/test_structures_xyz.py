@@ -77,7 +77,8 @@ def test_stale_results_are_not_written_and_twins_once(tmp_path):
     moved, twice = labelled(0), labelled(1)
     moved.positions[0] += 0.1
     twice.info["energy"] = 7.0
-    write_extxyz(tmp_path / "some.xyz", [moved, twice])
+    with pytest.warns(UserWarning, match="left out, as they are of another geometry"):
+        write_extxyz(tmp_path / "some.xyz", [moved, twice])
     pool = Pool.open([tmp_path / "some.xyz"])
     assert pool[0].calc is None
     assert_same(pool[1], twice)

@@ -168,7 +168,7 @@ class Campaign:
         """The artifact that holds ``structures`` as extended XYZ; None where there are none."""
         if not structures:
             return None
-        return self.artifacts.put(lambda draft: write_extxyz(draft, structures), ".extxyz")
+        return self.artifacts.put(lambda draft: write_extxyz(draft, structures, tell=self.reporter.say), ".extxyz")
 
 
 def bare(atoms: Atoms, **info: Any) -> Atoms:

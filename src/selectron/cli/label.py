@@ -122,8 +122,9 @@ def label(
             raise SelectronError(f"{none}: {failures} says why (the first: {first}).{left}")
         from selectron.structures import write_extxyz
 
-        write_extxyz(output, run.labelled(name, options))
-    warnings = [f"Warning: {warning}" for warning in [*pool.warnings, *labels.warnings]]
+        lost: list[str] = []
+        write_extxyz(output, run.labelled(name, options), tell=lost.append)
+    warnings = [f"Warning: {warning}" for warning in [*pool.warnings, *labels.warnings, *lost]]
     for line in [*warnings, *run.summary(name, failures, retry_failures)]:
         console.print(line, soft_wrap=True, highlight=False)
     console.print(f"wrote {output}; every label is kept in {kept}", soft_wrap=True, highlight=False)

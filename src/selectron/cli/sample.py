@@ -308,7 +308,8 @@ def _run(potentials: list[Potential], starts: list[Atoms], options: SampleOption
     if files.plot is not None and last[0].tally.frames:
         _plot(potentials[0], options, files, last[0])
         there.append(files.plot)
-    for line in _summary(last[0], options, shown.pace.steps_per_s, files):
+    lost = [f"Warning: {written.losses.sentence()}"] if written.losses else []
+    for line in [*lost, *_summary(last[0], options, shown.pace.steps_per_s, files)]:
         console.print(line, soft_wrap=True, highlight=False)
     console.print("wrote " + ", ".join(str(path) for path in there), soft_wrap=True, highlight=False)
 

@@ -98,7 +98,8 @@ def score(
                 progress=progress,
             )
         write_scores(screening, output)
+        lost: list[str] = []
         for path in others:
-            write_scored(screening, path)
-    summarise(screening, setup, bad, console)
+            write_scored(screening, path, tell=lost.append)
+    summarise(screening, setup, bad, console, lost)
     console.print("wrote " + ", ".join(str(path) for path in [output, *others]), soft_wrap=True, highlight=False)

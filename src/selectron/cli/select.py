@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -132,13 +133,14 @@ def select(
                 seed=seed,
                 progress=progress,
             )
-        write_picks(screening, output)
+        lost: list[str] = []
+        write_picks(screening, output, tell=lost.append)
         for table in tables:
             write_scores(screening, table)
         if images:
             names = ", ".join(potential.name for potential in setup.potentials) or "no model"
             draw(screening, *images, subtitle=f"{features} of {names}, {selector}, budget {budget}")
-    summarise(screening, setup, bad, console)
+    summarise(screening, setup, bad, console, lost)
     if screening.picks:
         console.print(picks_table(pick_rows(screening)))
     empty = "" if screening.picks else " (empty)"
@@ -146,10 +148,13 @@ def select(
     console.print(f"wrote {output}{empty}{rest}", soft_wrap=True, highlight=False)
 
 
-def summarise(screening: Screening, setup: o.Setup, bad: Quarantine, console: Console) -> None:
+def summarise(
+    screening: Screening, setup: o.Setup, bad: Quarantine, console: Console, lost: Sequence[str] = ()
+) -> None:
     """What a person wants to know before the table."""
     lines = [f"Warning: {warning}" for warning in setup.pool.warnings]
     lines += [f"Warning: {warning}" for warning in (setup.train.warnings if setup.train else [])]
+    lines += [f"Warning: {line}" for line in lost]
     if setup.committee is not None and not (screening.selector or "").startswith("committee"):
         lines.append(f"Features come from {setup.potentials[0].name}; the other models only narrow the elements.")
     known = (

@@ -10,11 +10,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
-from ase.io.extxyz import write_xyz
-
 from selectron.errors import SelectronError
 from selectron.sampling.frames import Ended, Frame
 from selectron.structures.atomic import cannot_write
+from selectron.structures.writing import Losses, frame_lines
 
 ENDED_HEADER = ("step", "ensemble", "particle", "reason")
 
@@ -24,7 +23,8 @@ class RunFiles:
 
     Each output grows under its name with ``.part`` behind it and gets its own at the end (:meth:`publish`). What stops
     before leaves the parts where they are: frames that are paid for are not thrown away. Sizes (:meth:`marks`) go into
-    the checkpoint, and a run that goes on first cuts its parts back to them. A context manager.
+    the checkpoint, and a run that goes on first cuts its parts back to them. ``losses`` counts what frames carried that cannot
+    be written. A context manager.
 
     Args:
         frames: extended XYZ of all frames.
@@ -48,6 +48,7 @@ class RunFiles:
                 f"The run that the checkpoint is of wrote {', '.join(sorted(marks))}, and this one would write "
                 f"{', '.join(sorted(self.paths))}: name the same outputs, or another checkpoint to start anew."
             )
+        self.losses = Losses()
         self._streams: dict[str, IO[bytes]] = {}
         for name, path in self.paths.items():
             part = part_of(path)
@@ -61,9 +62,7 @@ class RunFiles:
 
     def write(self, frame: Frame) -> None:
         """Adds a frame."""
-        text = io.StringIO()
-        write_xyz(text, [frame.atoms], write_results=False)
-        block = text.getvalue().encode()
+        block = frame_lines(frame.atoms, self.losses).encode()
         self._add("frames", block)
         if frame.acquired and "acquired" in self._streams:
             self._add("acquired", block)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from selectron.screening.catalogue import Catalogue
 from selectron.screening.result import Pick, Screening
 from selectron.screening.vectors import structure_vectors
 from selectron.structures import WEIGHT_KEY, atomic_output, write_extxyz
+from selectron.structures.writing import warn
 from selectron.wording import counted
 
 SCORE_COLUMNS = (
@@ -28,16 +29,16 @@ SCORE_COLUMNS = (
 )
 
 
-def write_picks(screening: Screening, path: str | Path) -> int:
+def write_picks(screening: Screening, path: str | Path, *, tell: Callable[[str], object] = warn) -> int:
     """The picks as extended XYZ, best first; each one's ``info`` says where it comes from and why it was picked.
 
     Keys: source, source_index, rank, score, variance, features, selector, and nearest_training, nearest_distance where there is
     a training set; represents, how many structures of the pool are nearest to this pick, and config_weight, what its label
     counts for in training (mace-torch's name), unless the whole batch is random; the array ``atom_variance`` where exact force
     rows were computed. Picks by chance have the selector ``chance`` and no score. An entry of the pool under one of these
-    names is kept as ``pool_<name>``.
+    names is kept as ``pool_<name>``. What cannot be written is given to ``tell``, as by ``write_extxyz``.
     """
-    return write_extxyz(path, (_annotated(pick, screening) for pick in screening.picks))
+    return write_extxyz(path, (_annotated(pick, screening) for pick in screening.picks), tell=tell)
 
 
 def _annotated(pick: Pick, screening: Screening) -> Atoms:
@@ -98,12 +99,12 @@ def write_scores(screening: Screening, path: str | Path) -> None:
             writer.writerow((*facts, *texts, int(screening.known[place])))
 
 
-def write_scored(screening: Screening, path: str | Path) -> int:
+def write_scored(screening: Screening, path: str | Path, *, tell: Callable[[str], object] = warn) -> int:
     """The usable structures of the pool as extended XYZ with their variances.
 
     Keys of ``info``: source, source_index, variance; array ``atom_variance`` (feature units squared) with exact force rows.
     """
-    return write_extxyz(path, _scored(screening))
+    return write_extxyz(path, _scored(screening), tell=tell)
 
 
 def _scored(screening: Screening) -> Iterator[Atoms]:

@@ -12,6 +12,7 @@ import numpy as np
 from ase import Atoms
 
 from selectron.errors import SelectronError
+from selectron.structures.constraints import gathered
 from selectron.structures.formats import find_files, reader_of
 from selectron.structures.reader import Reader, Source, UnreadableFrame
 
@@ -22,7 +23,7 @@ class Pool(Sequence[Atoms]):
     """The structures of one or many files, in the order of the files, with random access by index.
 
     Only offsets and row numbers are held (8 bytes a structure); each access parses one structure. Molecules, surfaces
-    and crystals may be mixed. Labels that a file holds come along as a ``SinglePointCalculator``.
+    and crystals may be mixed. Labels that a file holds come along as a ``SinglePointCalculator``, and so do constraints.
 
     Use :meth:`open`; a pool is a context manager and can be pickled for worker processes.
 
@@ -136,6 +137,8 @@ class Pool(Sequence[Atoms]):
         elif len(self._readers) > _OPEN_AT_ONCE:
             self._used.move_to_end(file)
         try:
-            return self._readers[file][place]
+            atoms = self._readers[file][place]
         except OSError as error:
             raise UnreadableFrame(f"the file cannot be read any more: {error.strerror or error}") from error
+        gathered(atoms)
+        return atoms
