@@ -10,6 +10,7 @@ import os
 import resource
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -174,6 +175,7 @@ def serve():
         pid = os.fork()
         if pid == 0:
             code = 0
+            os.setpgid(0, 0)  # so that its engines can be killed with it
             try:
                 if limit:
                     resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
@@ -185,6 +187,8 @@ def serve():
                 if code == 1:
                     traceback.print_exc()
             os._exit(code)
+        with suppress(OSError):  # whoever of the two comes first
+            os.setpgid(pid, pid)
         print(pid, flush=True)
         _, status = os.waitpid(pid, 0)
         print(os.waitstatus_to_exitcode(status), flush=True)

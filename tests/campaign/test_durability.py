@@ -32,8 +32,11 @@ def bought(folder):
     return [row[0] for row in rows]
 
 
-def kill_until_done(server, folder, seed, longest_s, kills=0):
-    """Starts the campaign again and again and kills it after random times; gives the number of kills."""
+def kill_until_done(server, folder, seed, longest_s, kills=0, kill=os.kill):
+    """Starts the campaign again and again and kills it after random times; gives the number of kills.
+
+    ``kill`` is :func:`os.kill`, which leaves orphans, or :func:`os.killpg`, which ends engines and trainers too.
+    """
     random = np.random.default_rng(seed)
     known_before_kill = []
     while True:
@@ -43,7 +46,7 @@ def kill_until_done(server, folder, seed, longest_s, kills=0):
         while time.monotonic() < deadline:
             time.sleep(0.002)
         with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+            kill(pid, signal.SIGKILL)
         code = server.wait()
         if code == 0:
             return kills, known_before_kill
@@ -62,18 +65,26 @@ def assert_as_undisturbed(undisturbed, folder, kills):
     assert len(calls(undisturbed)) <= len(calls(folder)) <= len(calls(undisturbed)) + kills
 
 
-@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2, 3))])
-def test_killed_at_random_moments_it_comes_to_the_same(server, undisturbed, tmp_path, quick_yaml, seed):
+@pytest.mark.parametrize(
+    ("seed", "least", "kill"),
+    [
+        (0, 10, os.kill),
+        *(pytest.param(seed, 10, os.kill, marks=pytest.mark.slow) for seed in (1, 2, 3)),
+        pytest.param(4, 200, os.killpg, marks=pytest.mark.slow),
+    ],
+)
+def test_killed_at_random_moments_it_comes_to_the_same(server, undisturbed, tmp_path, quick_yaml, seed, least, kill):
     total = campaigns = 0
-    while total < 10:  # a quick machine gets through with few kills, and then does it again
+    while total < least:  # a quick machine gets through with few kills, and then does it again
         folder = tmp_path / f"run{campaigns}"
         begin_in(quick_yaml, folder)
-        kills, known = kill_until_done(server, folder, (seed, campaigns), longest_s=1.0)
+        kills, known = kill_until_done(server, folder, (seed, campaigns), longest_s=1.0, kill=kill)
         assert_as_undisturbed(undisturbed, folder, kills)
         made = calls(folder)
         for count, committed in known:
             assert not committed & set(made[count:]), "a label that was on disk was bought again"
         total, campaigns = total + kills, campaigns + 1
+    print(f"{total} kills of {campaigns} campaigns")
 
 
 def test_a_second_process_is_refused(server, tmp_path, quick_yaml):

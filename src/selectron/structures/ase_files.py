@@ -18,6 +18,8 @@ from ase.io.trajectory import Trajectory
 from selectron.errors import SelectronError
 from selectron.structures.reader import UnreadableFrame
 
+_LEAST_BYTES = 8  # a frame of a trajectory has at least its place in the table of frames
+
 
 def atoms_of_row(row: AtomsRow) -> Atoms:
     """The structure of a database row; its key-value pairs, and its data when that is a dictionary, go to ``info``.
@@ -45,7 +47,7 @@ class AseDatabaseReader:
             with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
                 ids = connection.execute("SELECT id FROM systems ORDER BY id")
                 self._ids = np.fromiter((row[0] for row in ids), dtype=np.int64)
-        except sqlite3.Error as error:
+        except Exception as error:  # a damaged file fails wherever its bytes happen to be decoded
             raise SelectronError(f"{path} cannot be read as an ASE database (SQLite): {error}.") from error
         if not len(self._ids):
             raise SelectronError(f"{path} is empty: the database holds no structure.")
@@ -54,11 +56,12 @@ class AseDatabaseReader:
         return len(self._ids)
 
     def __getitem__(self, index: int) -> Atoms:
-        if self._database is None:
-            self._database = ase.db.connect(self.path, type="db", use_lock_file=False)
-            self._database.__enter__()  # one connection for all rows, not one a row
         number = int(self._ids[index])
         try:
+            if self._database is None:
+                database = ase.db.connect(self.path, type="db", use_lock_file=False)
+                database.__enter__()  # one connection for all rows, not one a row
+                self._database = database
             return atoms_of_row(self._database.get(id=number))
         except Exception as error:  # a damaged row fails wherever its bytes happen to be decoded
             raise UnreadableFrame(f"database row {number} cannot be read: {error}") from error
@@ -79,6 +82,8 @@ class TrajectoryReader:
         self._trajectory: Any = None
         try:
             promised = len(self._open())
+            if promised * _LEAST_BYTES > path.stat().st_size:
+                raise ValueError(f"it promises {promised} frames, more than its {path.stat().st_size} bytes can hold")
         except Exception as error:  # a damaged header fails in ways of its own
             raise SelectronError(f"{path} cannot be read as an ASE trajectory: {error}.") from error
         self._length = promised
