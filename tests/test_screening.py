@@ -446,3 +446,18 @@ def test_scores_on_disk(screen, tmp_path):
 def test_settings_that_make_no_sense(screen, options, sentence):
     with pytest.raises(SelectronError, match=sentence):
         screen(molecules(3, 28), **options)
+
+
+def test_repeats_that_differ_in_charge_alone_are_told_and_picks_state_their_charge(screen, tmp_path):
+    pool = molecules(4, 40)
+    ion, same, silent = pool[0].copy(), pool[1].copy(), pool[2].copy()
+    pool[0].info, ion.info = {"charge": 0}, {"total_charge": -1}
+    pool[1].info, same.info = {"spin": 1}, {"multiplicity": 1}
+    pool[2].info, silent.info = {"net_charge": "1"}, {}
+    screening = screen([*pool, ion, same, silent], selector="top-k", budget=4)
+    told = "1 structure of the pool differs from an earlier one in charge or multiplicity alone"
+    assert sum(told in note for note in screening.notes) == 1
+    write_picks(screening, tmp_path / "picks.extxyz")
+    stated = {atoms.info["source_index"]: atoms.info for atoms in read(tmp_path / "picks.extxyz", ":")}
+    assert (stated[0]["charge"], stated[1]["multiplicity"], stated[2]["charge"]) == (0, 1, 1)
+    assert "charge" not in stated[3]

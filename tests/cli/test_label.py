@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import molecule
+from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read, write
 
 from selectron.oracles import LabelStore, make_oracle, parse_oracle
@@ -175,3 +176,117 @@ def test_interrupted_and_terminated_runs_leave_no_engine(tmp_path):
         assert not Path(f"/proc/{engine}").exists()
     with LabelStore(tmp_path / "labels.db") as store:
         assert store.failures() == []
+
+
+def sulphate(**info):
+    atoms = Atoms("SO4", [[0, 0, 0], [1, 1, 1], [-1, -1, 1], [-1, 1, -1], [1, -1, -1]], info=info)
+    atoms.positions *= 1.49 / np.sqrt(3)
+    return atoms
+
+
+def oxygen(**info):
+    return Atoms("O2", [[0, 0, 0], [0, 0, 1.246]], info=info)
+
+
+def test_charges_under_other_names_are_used_written_back_and_said(run):
+    by_charges, by_moments = sulphate(), oxygen()
+    by_charges.set_initial_charges([2, -1, -1, -1, -1])
+    by_moments.set_initial_magnetic_moments([1, 1])
+    charged = [sulphate(**{key: -2}) for key in ("charge", "total_charge", "Charge", "net_charge", "molecular_charge")]
+    triplets = [oxygen(**{key: 3}) for key in ("spin", "total_spin", "mult", "spin_multiplicity", "multiplicity")]
+    contradiction, unknown = sulphate(charge=0, total_charge=-2), sulphate(q=-2)
+    write("pool.extxyz", [*charged, by_charges, *triplets, by_moments, sulphate(), oxygen(), contradiction, unknown])
+    code, out, _ = run("label pool.extxyz --oracle gfn2-xtb -o out.extxyz")
+    assert code == 0
+    assert "Charge and multiplicity: -2 1 for 6 structures (charge, total_charge, Charge, net_charge, " in out
+    assert "molecular_charge, initial_charges; multiplicity assumed), 0 3 for 6 (spin, total_spin, mult," in out
+    assert "charge assumed); assumed 0 1 for 2 that state none." in out
+    labelled = read("out.extxyz", ":")
+    assert [(one.info["charge"], one.info["multiplicity"]) for one in labelled] == [(-2, 1)] * 6 + [(0, 3)] * 6 + [
+        (0, 1)
+    ] * 2
+    energies = [one.get_potential_energy() for one in labelled]
+    assert energies[:6] == pytest.approx([-539.125] * 6, abs=5e-4)  # from tblite itself, as are the others
+    assert energies[6:12] == pytest.approx([-215.035] * 6, abs=5e-4)
+    assert energies[12:] == pytest.approx([-525.181, -215.106], abs=5e-4)
+    with open("out.failures.csv") as stream:
+        reasons = {row["index"]: row["reason"] for row in csv.DictReader(stream)}
+    assert reasons.keys() == {"14", "15"}
+    assert "charge=0 and total_charge=-2 contradict each other" in reasons["14"]
+    assert "q is -2, which is not read as a charge" in reasons["15"]
+    code, out, _ = run("label out.extxyz -o again.extxyz")  # the same state is the same label
+    assert "0 new, 14 reused" in out
+
+
+def test_a_comment_line_of_charge_and_multiplicity_is_used(run):
+    lines = [
+        f"{symbol} {x:.6f} {y:.6f} {z:.6f}" for symbol, (x, y, z) in zip("SOOOO", sulphate().positions, strict=True)
+    ]
+    Path("ion.xyz").write_text("\n".join(["5", "-2 1", *lines, ""]))
+    code, out, _ = run("label ion.xyz --oracle gfn2-xtb -o out.extxyz")
+    assert code == 0
+    assert "Charge and multiplicity: -2 1 for 1 structure (comment line)." in out
+    labelled = read("out.extxyz")
+    assert labelled.get_potential_energy() == pytest.approx(-539.125, abs=5e-4)
+    assert labelled.info == {"charge": -2, "multiplicity": 1, "oracle": "gfn2-xtb"}
+
+
+def test_a_key_that_is_not_understood_is_settled_by_naming_the_charge(run):
+    write("pool.extxyz", [sulphate(q=-2)])
+    code, _, err = run("label pool.extxyz -o out.extxyz")
+    assert code == 2
+    assert "q is -2, which is not read as a charge: state it as charge=..., or give the charge" in err
+    code, out, _ = run("label pool.extxyz -o out.extxyz --charge -2")
+    assert code == 0
+    assert "Warning: 1 structure has q (the first: -2), which is not read as charge or multiplicity." in out
+    assert read("out.extxyz").info["charge"] == -2
+
+
+def test_labels_from_before_are_set_aside_and_said(run):
+    """What mace_run_train reads by default must not be of another level than the label."""
+    from mace.data.utils import KeySpecification, config_from_atoms
+
+    old, sampled, plain = sulphate(charge=-2), sulphate(charge=-2), sulphate(charge=-2)
+    old.info |= {"REF_energy": -3150.0, "REF_dipole": np.ones(3), "virials": np.ones(9), "config_energy_weight": 0.0}
+    old.arrays["REF_forces"] = np.ones((5, 3))
+    sampled.calc = SinglePointCalculator(sampled, energy=-1.0, forces=np.zeros((5, 3)))
+    plain.info["dft_energy"] = -7.0
+    write("pool.extxyz", [old, sampled, plain])
+    code, out, _ = run("label pool.extxyz --oracle gfn2-xtb -o out.extxyz")
+    assert code == 0
+    assert (
+        "2 structures had labels before: REF_dipole, REF_energy, REF_forces, config_energy_weight and virials are"
+        in out
+    )
+    assert "energy and forces of a calculator are replaced in 1." in out
+    labelled = read("out.extxyz", ":")
+    for one in labelled:
+        assert one.get_potential_energy() == pytest.approx(-539.125, abs=5e-4)
+        found = config_from_atoms(one, KeySpecification.from_defaults())
+        assert found.properties["energy"] is None
+        assert found.properties["forces"] is None
+        assert found.properties["virials"] is None
+        assert found.property_weights["forces"] == 0.0
+    assert labelled[0].info["old_REF_energy"] == -3150.0
+    np.testing.assert_array_equal(labelled[0].arrays["old_REF_forces"], 1.0)
+    assert labelled[2].info["dft_energy"] == -7.0
+    from selectron.structures.label_source import RESULTS, LabelCensus
+
+    census = LabelCensus()
+    for one in labelled:
+        census.add(one)
+    assert census.source()[:2] == RESULTS[:2]
+
+
+def test_an_oracle_that_sees_no_charge_says_so(run):
+    write(
+        "pool.extxyz", [sulphate(total_charge=-2), sulphate(spin=3), oxygen(charge=0, total_charge=1), oxygen(charge=0)]
+    )
+    Path("oracle.yaml").write_text("kind: ase\ncalculator: ase.calculators.lj:LennardJones\n")
+    code, out, _ = run("label pool.extxyz --oracle oracle.yaml -o out.extxyz --max-force inf")
+    assert code == 0
+    told = 'is not told of: it does not enter the labels; "{charge}" among its arguments tells it.'
+    assert f"Warning: 1 structure states a charge that ase:ase.calculators.lj:LennardJones {told}" in out
+    assert "Warning: 1 structure states a multiplicity that" in out
+    assert "Warning: charge=0 and total_charge=1 contradict each other;" in out
+    assert "Charge and multiplicity" not in out

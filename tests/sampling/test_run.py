@@ -218,14 +218,14 @@ def test_the_initial_median_is_that_of_the_initial_ensemble_and_stays(mueller_br
 
 def test_energies_and_forces_in_the_frames_are_the_models_and_no_labels(mace):
     start = molecule("CH3CH2OH")
-    start.info.update(REF_energy=1.0, charge=0)
+    start.info.update(REF_energy=1.0, net_charge=0, spin="1")
     frames, _ = frames_of(mace, [start], method="metad", steps=30, stride=10, geometry=LOOSE, metad={"every": 5})
     found = mace.evaluate(mace.batch([frame.atoms for frame in frames]))
     np.testing.assert_allclose([frame.energy_eV for frame in frames], found.energies, rtol=1e-9)
     np.testing.assert_allclose(
         np.concatenate([frame.atoms.arrays["model_forces"] for frame in frames]), found.forces, atol=1e-9
     )
-    assert frames[0].atoms.info["charge"] == 0
+    assert (frames[0].atoms.info["charge"], frames[0].atoms.info["multiplicity"]) == (0, 1)
     assert frames[-1].bias_norm > 0.0
     with pytest.raises(SelectronError, match="no energy"):
         labelled([frames[0].atoms])

@@ -8,7 +8,7 @@ from ase.build import molecule
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from selectron.structures import Pool, write_extxyz
-from selectron.structures.electronic_state import StateError, named, state_info, stated
+from selectron.structures.electronic_state import StateError, named, state_info, stated, with_state
 
 
 def oxygen(info=None, **arrays):
@@ -160,7 +160,7 @@ def test_a_comment_line_of_two_whole_numbers(tmp_path, line, charge, multiplicit
     write_extxyz(tmp_path / "b.extxyz", [atoms])
     with Pool.open([tmp_path / "b.extxyz"]) as pool:
         assert state(pool[0]) == (charge, multiplicity)
-    assert named(atoms) == {"charge": charge, "multiplicity": multiplicity}
+    assert with_state(named(atoms), charge, multiplicity) == {"charge": charge, "multiplicity": multiplicity}
 
 
 def test_the_flags_that_an_earlier_version_wrote_of_such_a_line(tmp_path):
@@ -209,5 +209,6 @@ def test_one_name_is_written_and_other_spellings_stay_beside_it():
     assert named(atoms) == {"total_charge": -2, "spin": 1.0, "name": "x", "charge": -2, "multiplicity": 1}
     assert state_info(atoms) == {"total_charge": -2, "spin": 1.0, "charge": -2, "multiplicity": 1}
     assert state_info(oxygen({"q": -2, "name": "x"})) == {"q": -2}
-    assert state_info(oxygen({"comment": "0 3"})) == {"charge": 0, "multiplicity": 3}
+    assert state_info(oxygen({"comment": "0 3"})) == {"comment": "0 3", "charge": 0, "multiplicity": 3}
+    assert state_info(oxygen({"comment": "of the sun"})) == {}
     assert state_info(oxygen({"comment": "0 3", "charge": 1})) == {"comment": "0 3", "charge": 1}

@@ -15,6 +15,7 @@ from selectron.config.sections import HeldOut
 from selectron.errors import SelectronError
 from selectron.screening.progress import Progress
 from selectron.structures import Checks, Pool, Source, UnreadableFrame, structure_hash
+from selectron.structures.repeats import Repeats
 
 CHUNK = 512
 
@@ -124,6 +125,7 @@ class Refused(NamedTuple):
 
     repeated: int
     quarantine: list[tuple[Source, str]]
+    other_states: int = 0  # of the repeated: those that state another charge or multiplicity
 
     def as_csv(self) -> bytes:
         """The quarantine with the columns file, index and reason."""
@@ -144,7 +146,7 @@ def index_pool(pool: Pool, checks: Checks, group_by: Sequence[str | None], progr
     hashes: list[str] = []
     groups: list[list[int]] = []
     names: list[dict[Any, int]] = [{} for _ in group_by]
-    seen: set[str] = set()
+    repeats = Repeats()
     refused: list[tuple[Source, str]] = []
     repeated = 0
     progress.start("reading the pool", len(pool))
@@ -155,10 +157,9 @@ def index_pool(pool: Pool, checks: Checks, group_by: Sequence[str | None], progr
                 refused.append((pool.source(index), str(reason)))
                 continue
             key = structure_hash(atoms)
-            if key in seen:
+            if repeats.seen(key, atoms):
                 repeated += 1
                 continue
-            seen.add(key)
             places.append(index)
             hashes.append(key)
             groups.append([_group(atoms, one, known) for one, known in zip(group_by, names, strict=True)])
@@ -170,7 +171,7 @@ def index_pool(pool: Pool, checks: Checks, group_by: Sequence[str | None], progr
         )
     columns = np.array(groups, dtype=np.int64).reshape(len(places), len(names))
     found = Index(np.array(places, dtype=np.int64), np.array(hashes, dtype="S32"), columns)
-    return found, Refused(repeated, refused)
+    return found, Refused(repeated, refused, repeats.other_states)
 
 
 def _group(atoms: Atoms, key: str | None, known: dict[Any, int]) -> int:
@@ -201,7 +202,7 @@ def usable_structures(patterns: Sequence[str], checks: Checks, what: str) -> tup
     """The distinct usable structures of the files ``patterns``; raises SelectronError where there are none."""
     with Pool.open(list(patterns)) as pool:
         found: list[Atoms] = []
-        seen: set[str] = set()
+        repeats = Repeats()
         refused: list[tuple[Source, str]] = []
         repeated = 0
         for chunk in pool.chunks(CHUNK):
@@ -210,12 +211,11 @@ def usable_structures(patterns: Sequence[str], checks: Checks, what: str) -> tup
                 if isinstance(atoms, UnreadableFrame) or reason:
                     refused.append((pool.source(index), str(reason)))
                     continue
-                key = structure_hash(atoms)
-                repeated += key in seen
-                if key not in seen:
-                    seen.add(key)
+                if repeats.seen(structure_hash(atoms), atoms):
+                    repeated += 1
+                else:
                     atoms.info["source"], atoms.info["source_index"] = pool.source(index)
                     found.append(atoms)
         if not found:
             raise SelectronError(f"No structure of the {what} set can be used (the first: {refused[0][1]}).")
-    return found, Refused(repeated, refused)
+    return found, Refused(repeated, refused, repeats.other_states)

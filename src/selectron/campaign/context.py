@@ -16,11 +16,12 @@ from selectron.campaign.state import Activity, CampaignState
 from selectron.config.campaign import CampaignConfig
 from selectron.potentials import Potential, load_potential, settle_threads
 from selectron.structures import Pool, write_extxyz
+from selectron.structures.electronic_state import state_info
 from selectron.training.outcome import FineTuned
 
 SELECTED, RANDOM = "selected", "random"
-KEPT = ("charge", "multiplicity", "spin", "kind", "smiles", "reaction", "config_type")
-"""What of a structure's ``info`` goes along: what an oracle needs, and names that a report can show."""
+KEPT = ("kind", "smiles", "reaction", "config_type")
+"""What of a structure's ``info`` goes along besides charge and multiplicity: names that a report can show."""
 
 
 class Watcher(Protocol):
@@ -172,8 +173,12 @@ class Campaign:
 
 
 def bare(atoms: Atoms, **info: Any) -> Atoms:
-    """``atoms`` without labels of any origin; of its ``info`` :data:`KEPT` stays, and ``info`` comes in."""
-    kept = {key: atoms.info[key] for key in KEPT if atoms.info.get(key) not in (None, "")}
+    """``atoms`` without labels of any origin; of its ``info`` :data:`KEPT` stays, and ``info`` comes in.
+
+    What it states of its charge and multiplicity stays under ``charge`` and ``multiplicity``; where it contradicts itself, or
+    holds a key that is not understood, those keys stay, so that the oracle can refuse it.
+    """
+    kept = {key: atoms.info[key] for key in KEPT if atoms.info.get(key) not in (None, "")} | state_info(atoms)
     copy = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc, info={**kept, **info})
     for name in ("initial_magmoms", "initial_charges"):
         if name in atoms.arrays:

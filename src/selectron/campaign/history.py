@@ -214,6 +214,8 @@ def _picks(stage: Stage, labels: Stage | None, offset: int, artifacts: Artifacts
                 weight=entry.get("weight", 1.0),
                 labelled=None if label is None else label["ok"],
                 failure=None if label is None else label["reason"],
+                state=_state(label),
+                assumed=label is not None and label.get("assumed", False),
                 shared=label is not None and not shared.bought(label),
                 wall_s=0.0 if label is None else label["wall_s"],
                 core_s=0.0 if label is None else label["core_s"],
@@ -221,6 +223,12 @@ def _picks(stage: Stage, labels: Stage | None, offset: int, artifacts: Artifacts
             )
         )
     return found
+
+
+def _state(label: Mapping[str, Any] | None) -> tuple[int, int] | None:
+    """Charge and multiplicity of a label; campaigns from before they were noted lack them."""
+    found = None if label is None else label.get("state")
+    return None if found is None else (int(found[0]), int(found[1]))
 
 
 def _sampled(stage: Stage, artifacts: Artifacts) -> Sampled:

@@ -17,6 +17,7 @@ from selectron.config.sections import HeldOut
 from selectron.errors import SelectronError
 from selectron.structures import WEIGHT_KEY, Checks, structure_hash
 from selectron.structures.formats import find_files
+from selectron.structures.repeats import other_states_line
 from selectron.training.labels import labelled, stress_of
 
 _WHOLE_UP_TO_BYTES = 1 << 30
@@ -124,6 +125,9 @@ def _divide(campaign: Campaign) -> dict[str, Any]:
     output["train"] = _keep(campaign, train, need_labels=config.train is not None and config.train.fit, what="training")
     for name, part in held:
         output[name] = _keep(campaign, sets[name], need_labels=part.labels == "file", what=name)
+    others = sum(one.other_states for one in refused)
+    if others:
+        campaign.reporter.say(f"{other_states_line(others, 'data')}.")
     quarantine = [entry for one in refused for entry in one.quarantine]
     output["quarantined"] = len(quarantine)
     content = Refused(0, quarantine).as_csv()

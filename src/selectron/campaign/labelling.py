@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ase import Atoms
 
@@ -19,11 +20,14 @@ from selectron.oracles import (
     OracleOptions,
     label_structures,
     make_oracle,
-    with_label,
 )
 from selectron.oracles.store import structure_key
+from selectron.oracles.written import labelled_atoms
 from selectron.structures import structure_hash
 from selectron.wording import counted
+
+if TYPE_CHECKING:
+    from selectron.campaign.records import PickRecord
 
 
 def label_picks(campaign: Campaign, picks: Stage) -> Stage:
@@ -87,7 +91,7 @@ def label_all(campaign: Campaign, name: str, what: str, *, retry_failures: bool 
     for index, atoms in enumerate(structures):
         label = results[index].label
         if label is not None:
-            labelled.append(with_label(atoms, label))
+            labelled.append(labelled_atoms(atoms, label, config.oracle))
     return {
         "labels": entries,
         "labelled": campaign.keep(labelled),
@@ -107,22 +111,44 @@ def left_out(what: str, reasons: Sequence[str], total: int) -> str:
     return f"{what} set: {lost} got no label and are left out (the first: {reasons[0]})"
 
 
+def states_line(picks: Iterable[PickRecord]) -> str | None:
+    """Charges and multiplicities of the labels of ``picks``, for people.
+
+    None where all are stated neutral singlets, and where labels do not depend on either.
+    """
+    labels = {(pick.structure_hash, pick.state): pick.assumed for pick in picks if pick.labelled and pick.state}
+    counts = Counter(state for _, state in labels)
+    assumed = Counter(state for (_, state), by_default in labels.items() if by_default)
+    if counts.keys() <= {(0, 1)} and not assumed:
+        return None
+    parts: list[str] = []
+    for state, count in counts.most_common():
+        some = assumed[state]
+        how = "" if not some else " (assumed)" if some == count else f" (assumed for {some:,})"
+        parts.append(f"{state[0]} {state[1]} for {counted(count, 'label') if not parts else f'{count:,}'}{how}")
+    return f"Charge and multiplicity: {', '.join(parts)}."
+
+
 def _entry(
     store: LabelStore, fingerprint: str, options: OracleOptions, atoms: Atoms, result: Labelled
 ) -> dict[str, Any]:
     """What the store says of a label or failure: the same, whether it was bought just now or before an interruption."""
     wall_s, core_s, attempts, time = result.wall_s, result.core_s, result.attempts, ""
+    used = known = None
     try:
-        key = structure_key(atoms, options.state(atoms), open_vectors=options.sees_open_vectors).key
+        used = options.used(atoms)
     except OracleFailure:
-        known = None
+        pass
     else:
+        key = structure_key(atoms, used.state, open_vectors=options.sees_open_vectors).key
         has_label = result.label is not None or result.refused
         known = store.get(key, fingerprint) if has_label else store.failure(key, fingerprint)
     if known is not None:
         wall_s, core_s, attempts, time = known.wall_s, known.core_s, known.attempts, known.time
     return {
         "hash": structure_hash(atoms),
+        "state": None if used is None or not options.told else list(used.state),
+        "assumed": used is not None and not (used.charge_from or used.multiplicity_from),
         "ok": result.label is not None,
         "reason": result.failure,
         "energy_eV": None if result.label is None else result.label.energy_eV,

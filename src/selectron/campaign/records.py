@@ -54,6 +54,8 @@ class PickRecord:
     | weight           | what its label counts for in training, 1 in the mean of its batch                     |
     | labelled         | whether the oracle gave a label; None while it has not been asked                     |
     | failure          | the reason where it did not                                                           |
+    | state            | charge and multiplicity of the label; None where it does not depend on them           |
+    | assumed          | whether the structure stated neither                                                  |
     | shared           | the same label was bought before: by the other arm, or by another campaign            |
     | wall_s, core_s   | what the label cost when it was bought                                                |
     | structure        | the atoms, with the label's energy and forces as calculator where there is one         |
@@ -75,6 +77,8 @@ class PickRecord:
     weight: float
     labelled: bool | None
     failure: str | None
+    state: tuple[int, int] | None
+    assumed: bool
     shared: bool
     wall_s: float
     core_s: float

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ase import Atoms
 
     from selectron.oracles import Label, Labelled, OracleOptions
+    from selectron.oracles.written import OldLabels, StateTally
     from selectron.structures import Pool
 
 
@@ -120,12 +121,15 @@ def label(
             )
             first = run.failures[min(run.failures)][0] if run.failures else "there are none"
             raise SelectronError(f"{none}: {failures} says why (the first: {first}).{left}")
+        from selectron.oracles.written import OldLabels, StateTally
         from selectron.structures import write_extxyz
 
+        states, old = StateTally(options, name), OldLabels()
         lost: list[str] = []
-        write_extxyz(output, run.labelled(name, options), tell=lost.append)
+        write_extxyz(output, run.labelled(name, options, states, old), tell=lost.append)
     warnings = [f"Warning: {warning}" for warning in [*pool.warnings, *labels.warnings, *lost]]
-    for line in [*warnings, *run.summary(name, failures, retry_failures)]:
+    about = [*states.lines(), *([line] if (line := old.line()) else [])]
+    for line in [*warnings, *run.summary(name, failures, retry_failures), *about]:
         console.print(line, soft_wrap=True, highlight=False)
     console.print(f"wrote {output}; every label is kept in {kept}", soft_wrap=True, highlight=False)
 
@@ -179,15 +183,16 @@ class _Run:
             self.refused += labelled.refused
             self.blameless += labelled.blameless
 
-    def labelled(self, name: str, options: OracleOptions) -> Iterator[Atoms]:
+    def labelled(self, name: str, options: OracleOptions, states: StateTally, old: OldLabels) -> Iterator[Atoms]:
         """Labelled structures in the order of the pool, with their ``info`` and the oracle's name in it."""
-        from selectron.oracles import with_label
+        from selectron.oracles.written import labelled_atoms
 
         for index in sorted(self.labels):
-            atoms = with_label(self.pool[index], self.labels[index])
+            atoms = self.pool[index]
+            states.add(atoms)
+            old.add(atoms)
+            atoms = labelled_atoms(atoms, self.labels[index], options)
             atoms.info["oracle"] = name
-            if options.knows_electrons:
-                atoms.info.update(options.state(atoms)._asdict())
             yield atoms
 
     def summary(self, name: str, failures: Path, retried: bool) -> list[str]:
@@ -201,7 +206,8 @@ class _Run:
             again = ""
             if self.known_failures and not retried:
                 again = f" {self.known_failures:,} known before were not tried again: --retry-failures does."
-            lines.append(f"{failures} says why they failed.{again}")
+            first = self.failures[min(self.failures)][0]
+            lines.append(f"{failures} says why they failed (the first: {first}).{again}")
         if self.blameless:
             lines.append(
                 f"By no fault of their own (disk, program, worker), and not kept as failures: {self.blameless:,} of them; "

@@ -46,7 +46,7 @@ def status(
 
 def summarise(record: CampaignRecord, console: Console) -> None:
     """Rounds and errors as a table, costs, why it ended, and what selection saved."""
-    from selectron.campaign.labelling import left_out
+    from selectron.campaign.labelling import left_out, states_line
 
     headings = ("round", "picks", "labels", "force RMSE", "force MAE", "energy RMSE", "energy MAE")
     table = Table(*headings, box=SIMPLE_HEAD)
@@ -64,6 +64,8 @@ def summarise(record: CampaignRecord, console: Console) -> None:
         console.print("Errors on the test set: forces in eV/Å, energies in meV/atom.", highlight=False)
     sizes = record.facts.get("sizes", {})
     lines = [f"{left_out(name, reasons, sizes[name])}." for name, reasons in record.unlabelled.items()]
+    states = states_line(pick for arm in record.arms for one in arm.rounds for pick in one.picks)
+    lines += [states] if states else []
     lines += [_failures(arm) for arm in record.arms if arm.failures]
     lines += _broken(record)
     for arm in record.arms:

@@ -37,6 +37,7 @@ from selectron.oracles.label_rows import (
 )
 from selectron.oracles.worker import Outcome
 from selectron.structures import structure_hash
+from selectron.structures.old_labels import set_aside
 
 STALE_S = 120.0
 """Age at which a claim of another machine counts as left behind; of this machine: as soon as its process is gone."""
@@ -300,8 +301,10 @@ def _failure(row: tuple[Any, ...]) -> StoredFailure:
 
 
 def with_label(atoms: Atoms, label: Label) -> Atoms:
-    """A copy of ``atoms`` whose calculator holds ``label``."""
+    """A copy of ``atoms`` whose calculator holds ``label``; labels that it had before are set aside under other names."""
     labelled = atoms.copy()
+    labelled.calc = atoms.calc
+    set_aside(labelled)
     labelled.calc = SinglePointCalculator(labelled, energy=label.energy_eV, forces=label.forces)
     if label.stress is not None:
         labelled.calc.results["stress"] = label.stress[[0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]]

@@ -149,12 +149,16 @@ def _saving_card(selected: float, random: float | None, at_most: int) -> tuple[s
 
 
 def _why(record: CampaignRecord) -> str:
+    from selectron.campaign.labelling import states_line
+
     config = record.config
+    states = states_line(pick for arm in record.arms for one in arm.rounds for pick in one.picks)
     return (
         f"<p>Score is the criterion of the selector ({escaped(config.selector.name)}) when the structure was taken; "
         "variance its posterior variance at that time, in feature units squared; the nearest known structure is nearest in "
         "feature space among all that were labelled before the round. A pick stands for the candidates nearest to it, and "
         "its label has that weight in training (the root, 1 in the mean). Click a heading to sort.</p>"
+        + (f"<p>{escaped(states)}</p>" if states else "")
     )
 
 

@@ -131,6 +131,8 @@ def _what(pick: PickRecord) -> str:
         text = str(pick.structure.info.get(name) or "")
         if text and not any(text in other for other in found):
             found.append(text)
+    if pick.state not in (None, (0, 1)):
+        found.insert(0, f"charge {pick.state[0]}, multiplicity {pick.state[1]}".replace("-", "−"))
     return ", ".join(found)[:160]
 
 

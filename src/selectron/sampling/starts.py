@@ -23,9 +23,7 @@ from selectron.sampling.system import make_system
 from selectron.sampling.unbiased import Unbiased
 from selectron.sampling.units import BOLTZMANN_EV_PER_K
 from selectron.structures.checks import Checks
-
-KEPT_INFO = ("charge", "spin", "total_charge", "total_spin", "multiplicity")
-"""Entries of ``info`` that say what a structure is; all others, labels above all, are of the start and not of a frame."""
+from selectron.structures.electronic_state import state_info
 
 _RELAXATION_STEPS = 1000
 _STREAM = 8  # of the noise of burn-in; 0 and 1 are the samplers' own
@@ -68,10 +66,14 @@ def _planar_problem(atoms: Atoms) -> str | None:
 
 
 def _bare(atoms: Atoms) -> Atoms:
+    """What a structure is: atoms, constraints, masses, charge and multiplicity; labels and all else are of the start alone."""
     bare = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc, constraint=atoms.constraints)
     if atoms.has("masses"):
         bare.set_masses(atoms.get_masses())
-    bare.info = {key: atoms.info[key] for key in KEPT_INFO if key in atoms.info}
+    for name in ("initial_magmoms", "initial_charges"):
+        if atoms.has(name):
+            bare.set_array(name, atoms.arrays[name])
+    bare.info = state_info(atoms)
     return bare
 
 

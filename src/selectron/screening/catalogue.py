@@ -15,6 +15,7 @@ from selectron.features import FeatureMap, FeatureStore, extract
 from selectron.rows import Rows
 from selectron.screening.progress import Progress
 from selectron.structures import Checks, Pool, Quarantine, UnreadableFrame, structure_hash
+from selectron.structures.repeats import Repeats
 
 CHUNK = 512
 """Structures read, mapped and stored at a time."""
@@ -32,6 +33,7 @@ class Catalogue:
     | formula | n strings| Hill formula                                                                |
     | first   | (n,)     | bool, False where the same structure stands earlier in the pool             |
     | moment  | (D, D)   | Σ ΦᵀΦ over the distinct structures                                          |
+    | other_states | –   | how many of the repeats state another charge or multiplicity than the first |
     """
 
     pool: Pool
@@ -42,6 +44,7 @@ class Catalogue:
     formula: list[str]
     first: np.ndarray
     moment: SecondMoment
+    other_states: int = 0
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -89,7 +92,7 @@ def catalogue(
 
     Raises SelectronError where nothing can be used.
     """
-    entries, seen = _Entries(), set[bytes]()
+    entries, repeats = _Entries(), Repeats()
     moment = SecondMoment(features.dim)
     first_reason = ""
     progress.start(label, len(pool))
@@ -123,14 +126,14 @@ def catalogue(
                 refuse(index, wrong)
                 continue
             digest = bytes.fromhex(key)
-            if digest not in seen:
+            first = not repeats.seen(digest, atoms)
+            if first:
                 fresh.append(place)
             entries.indices.append(index)
             entries.hashes.append(digest)
             entries.atoms.append(len(atoms))
             entries.formula.append(sys.intern(atoms.get_chemical_formula()))
-            entries.first.append(digest not in seen)
-            seen.add(digest)
+            entries.first.append(first)
         if fresh:
             moment.update(rows if len(fresh) == rows.n_structures else rows.take(fresh))
     progress.finish()
@@ -150,4 +153,5 @@ def catalogue(
         formula=entries.formula,
         first=np.array(entries.first, dtype=bool),
         moment=moment,
+        other_states=repeats.other_states,
     )

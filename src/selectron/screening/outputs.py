@@ -20,6 +20,7 @@ from selectron.screening.catalogue import Catalogue
 from selectron.screening.result import Pick, Screening
 from selectron.screening.vectors import structure_vectors
 from selectron.structures import WEIGHT_KEY, atomic_output, write_extxyz
+from selectron.structures.electronic_state import named
 from selectron.structures.writing import warn
 from selectron.wording import counted
 
@@ -36,7 +37,8 @@ def write_picks(screening: Screening, path: str | Path, *, tell: Callable[[str],
     a training set; represents, how many structures of the pool are nearest to this pick, and config_weight, what its label
     counts for in training (mace-torch's name), unless the whole batch is random; the array ``atom_variance`` where exact force
     rows were computed. Picks by chance have the selector ``chance`` and no score. An entry of the pool under one of these
-    names is kept as ``pool_<name>``. What cannot be written is given to ``tell``, as by ``write_extxyz``.
+    names is kept as ``pool_<name>``. What a structure states of its electrons stands under charge and multiplicity. What
+    cannot be written is given to ``tell``, as by ``write_extxyz``.
     """
     return write_extxyz(path, (_annotated(pick, screening) for pick in screening.picks), tell=tell)
 
@@ -64,6 +66,7 @@ def _with_facts(original: Atoms, facts: Mapping[str, object], atom_variance: np.
     """A copy with ``facts`` in its ``info``; what the pool had under one of these names stays as ``pool_<name>``."""
     atoms = original.copy()
     atoms.calc = original.calc
+    atoms.info = named(atoms)
     if atom_variance is not None:
         atoms.arrays["atom_variance"] = atom_variance
     for key, value in facts.items():

@@ -31,6 +31,7 @@ from selectron.screening.progress import Progress, Silent
 from selectron.screening.representation import label_weights, represented
 from selectron.screening.result import CRITERIA, Screening
 from selectron.structures import Checks, Pool, Quarantine
+from selectron.structures.repeats import other_states_line
 
 ALL_CANDIDATES_UP_TO = 20_000
 """Pools up to this size are not shortlisted unless that is asked for."""
@@ -240,6 +241,8 @@ def _score_and_pick(
         notes.append(
             f"Left out of the choice: {repeated:,} that repeat{_s(repeated)} an earlier structure of the pool."
         )
+    if candidates.other_states:
+        notes.append(f"{other_states_line(candidates.other_states, 'pool')}.")
     if trained:
         notes.append(f"Left out of the choice: {trained:,} that stand{_s(trained)} in the training set.")
     if len(places) < len(open_places) and selector != "random":

@@ -118,12 +118,15 @@ def stated(atoms: Atoms) -> Stated:
 
 
 def named(atoms: Atoms) -> dict[str, Any]:
-    """``atoms.info`` with what it states as ``charge`` and ``multiplicity``; as it is where it contradicts itself."""
+    """``atoms.info`` with what it states as ``charge`` and ``multiplicity`` besides; as it is where it contradicts itself.
+
+    Other spellings, which say the same, stay: fairchem reads ``spin``, mace-torch ``total_charge`` and ``total_spin``.
+    """
     try:
         found = stated(atoms)
     except StateError:
         return dict(atoms.info)
-    return with_state(atoms.info, found.charge, found.multiplicity)
+    return {**atoms.info, **_given(found.charge, found.multiplicity)}
 
 
 def state_info(atoms: Atoms) -> dict[str, Any]:
@@ -136,14 +139,15 @@ def state_info(atoms: Atoms) -> dict[str, Any]:
 
 
 def with_state(info: Mapping[str, Any], charge: int | None, multiplicity: int | None) -> dict[str, Any]:
-    """``info`` with ``charge`` and ``multiplicity`` where they are given; a comment line that said them goes.
-
-    Other spellings, which say the same, stay: fairchem reads ``spin``, mace-torch ``total_charge`` and ``total_spin``.
-    """
+    """``info`` with ``charge`` and ``multiplicity`` where they are given; a comment line that said them goes."""
     pair = _pair(info) is not None
     result = {key: value for key, value in info.items() if not (pair and _of_comment(key, value))}
-    result |= {} if charge is None else {"charge": charge}
-    return result | ({} if multiplicity is None else {"multiplicity": multiplicity})
+    return result | _given(charge, multiplicity)
+
+
+def _given(charge: int | None, multiplicity: int | None) -> dict[str, int]:
+    both = {"charge": charge, "multiplicity": multiplicity}
+    return {key: value for key, value in both.items() if value is not None}
 
 
 def comment_pair(line: str) -> str | None:
