@@ -227,8 +227,11 @@ BAD_INPUT = {
     "no model": ("select pool.extxyz -n 2", "name one with --model"),
     "text for a model": ("select pool.extxyz -m text.extxyz -n 2", "not a mace-torch model file"),
     "state dict": ("select pool.extxyz -m state.model -n 2", "not a model"),
-    "truncated model": ("select pool.extxyz -m short.model -n 2", "not a mace-torch model file"),
-    "not a MACE": ("select pool.extxyz -m linear.model -n 2", "not a MACE energy model but a Linear"),
+    "truncated model": ("select pool.extxyz -m short.model -n 2", "short.model is damaged or cut short"),
+    "not a MACE": (
+        "select pool.extxyz -m linear.model -n 2",
+        "linear is a Linear: selectron reads mace-torch models of class",
+    ),
     "no known element": ("select silicon.extxyz -m m.model -n 2", "(the first: the model does not know Si)"),
     "budget zero": ("select pool.extxyz -m m.model -n 0", "at least 1, not 0"),
     "budget missing": ("select pool.extxyz -m m.model", "--budget"),

@@ -119,7 +119,7 @@ class TestFile:
         with pytest.raises(SelectronError, match="cannot be read as a planar MLP"):
             load_potential(path)
         path.write_bytes(pickle.dumps(Trap(), protocol=2))
-        with pytest.raises(SelectronError, match="cannot be read as a planar MLP"):
+        with pytest.raises(SelectronError, match="is not a planar MLP"):
             load_potential(path)
         assert not (tmp_path / "trapped").exists()
 
@@ -130,7 +130,7 @@ class TestFile:
         with pytest.raises(SelectronError, match="is not a planar MLP"):
             load_potential(tmp_path / "other.mlp")
         (tmp_path / "text.mlp").write_text("hello")
-        with pytest.raises(SelectronError, match="cannot be read as a planar MLP"):
+        with pytest.raises(SelectronError, match="is not a planar MLP"):
             load_potential(tmp_path / "text.mlp")
 
 

@@ -169,13 +169,13 @@ class Dangerous:
 )
 def test_a_file_that_is_no_checkpoint_is_refused_and_runs_no_code(content, tmp_path):
     (tmp_path / "c").write_bytes(content)
-    with pytest.raises(SelectronError, match="is no checkpoint of a sampling run"):
+    with pytest.raises(SelectronError, match="not a checkpoint of a sampling run"):
         read_checkpoint(tmp_path / "c")
 
 
 def test_a_pickle_with_code_inside_of_a_torch_file_runs_no_code(tmp_path):
     torch.save({"kind": "selectron sampling checkpoint", "leaves": Dangerous()}, tmp_path / "c")
-    with pytest.raises(SelectronError, match="is no checkpoint"):
+    with pytest.raises(SelectronError, match="cannot be read as a checkpoint"):
         read_checkpoint(tmp_path / "c")
 
 

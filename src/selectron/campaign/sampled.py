@@ -142,7 +142,12 @@ def _run(
         told = (progress.stage, max(now, before))
 
     path = folder / "state.pt"
-    saved = read_checkpoint(path)
+    try:
+        saved = read_checkpoint(path)
+    except SelectronError as error:  # it can be made again
+        campaign.reporter.say(f"The sampling of this round begins anew: {error}")
+        path.unlink()
+        saved = None
     marks = None if saved is None else saved.marks
     with RunFiles(folder / "frames.extxyz", ended=folder / "ended.csv", marks=marks) as files:
         frames = run_sampling(

@@ -278,7 +278,7 @@ def _run(potentials: list[Potential], starts: list[Atoms], options: SampleOption
         last: list[Progress] = []
         with sample_progress_for(log) as shown:
             if saved is not None:
-                step = next(leaf for leaf in saved.leaves if isinstance(leaf, int))
+                step = saved.leaves[0]
                 shown.pace.begin("sampling", step)
                 log.print(f"going on from step {step:,} of {files.checkpoint}", highlight=False, soft_wrap=True)
 

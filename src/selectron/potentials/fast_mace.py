@@ -88,16 +88,16 @@ def _replacement(module: torch.nn.Module, name: str, holder: CompositionHolder) 
     layer: Any = module
     if kind == "e3nn.o3._linear.Linear" and layer.internal_weights:
         return EquivariantLinear(layer, name, holder, on_edges)
-    if kind.endswith("FullyConnectedTensorProduct") and _is_element_product(layer, name):
+    if kind == "e3nn.o3._tensor_product._sub.FullyConnectedTensorProduct" and _is_element_product(layer, name):
         return ElementLinear(layer, name, holder)
     if kind == "e3nn.nn._fc._Layer":
         return RadialLayer(layer, name, holder)
     if kind == "mace.modules.symmetric_contraction.Contraction":
         return PolynomialContraction(layer, name, holder)
-    if isinstance(module, torch.nn.Linear) and "joint_embedding" not in name:
-        return AffineLayer(module, name, holder, on_edges)
-    if isinstance(module, torch.nn.LayerNorm) and "joint_embedding" not in name:
-        return NormLayer(module, name, holder, on_edges)
+    if type(module) is torch.nn.Linear and "joint_embedding" not in name:
+        return AffineLayer(layer, name, holder, on_edges)
+    if type(module) is torch.nn.LayerNorm and "joint_embedding" not in name:
+        return NormLayer(layer, name, holder, on_edges)
     return None
 
 

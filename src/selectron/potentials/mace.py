@@ -13,11 +13,12 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from selectron.errors import SelectronError
+from selectron.notes import note
 from selectron.potentials.base import Differentiable, Evaluation
 from selectron.potentials.fast_mace import recorded_copy
 from selectron.potentials.mace_initialisation import reinitialise
+from selectron.potentials.mace_kinds import check_mace
 from selectron.potentials.mace_modules import Composition, Gradient, RecordedLayer, Slot, Tape
-from selectron.potentials.mace_torch import MACE
 from selectron.structures.graphs import GraphBatch, collate
 
 CAPABILITIES = frozenset({"energy", "forces", "stress", "node-features", "parameter-gradients"})
@@ -33,7 +34,8 @@ class MacePotential:
         dtype: ``torch.float32`` or ``torch.float64``; parameters and buffers are converted.
         head: which head's energy, for a model with several; may be left out where there is one, or one called Default.
 
-    Parameters are frozen: nothing here trains. Energies in eV, forces in eV/Å, stress in eV/Å³.
+    Parameters are frozen: nothing here trains. Energies in eV, float64 whatever ``dtype`` (in float32 a sum of references of
+    thousands of eV would be wrong by a tenth of a meV an atom); forces in eV/Å, stress in eV/Å³.
     """
 
     capabilities = CAPABILITIES
@@ -47,27 +49,22 @@ class MacePotential:
         dtype: torch.dtype = torch.float32,
         head: str | None = None,
     ) -> None:
-        if not isinstance(model, MACE):
-            raise SelectronError(
-                f"{name} is not a MACE energy model but a {type(model).__name__}: selectron reads mace-torch models of "
-                "class MACE or ScaleShiftMACE."
-            )
-        wanted = getattr(model, "embedding_specs", None)
-        if wanted:
-            raise SelectronError(
-                f"{name} takes {' and '.join(wanted)} of each structure as input, which selectron does not hand to models."
-            )
+        check_mace(model, name)
         self.name = name
         self.device = usable_device(device)
         self.dtype = dtype
         self.heads: list[str] = list(getattr(model, "heads", None) or ["Default"])
         self.head = _choose_head(self.heads, head, name)
+        # kept in double precision: the sum of atomic references is orders of magnitude larger than what is learnt
+        referred: Any = model.atomic_energies_fn
+        table_eV = torch.atleast_2d(referred.atomic_energies.detach())[self.heads.index(self.head)]
+        self._references_eV = table_eV.to(self.device, torch.float64, copy=True)
         frozen: Any = model.to(device=self.device, dtype=dtype).eval().requires_grad_(False)
         self.model = frozen
         self.cutoff_A = float(frozen.r_max)
         self.atomic_numbers: list[int] = [int(z) for z in frozen.atomic_numbers]
         self.elements: frozenset[int] | None = frozenset(self.atomic_numbers)
-        self.fingerprint = model_fingerprint(self.model, self.head, dtype)
+        self.fingerprint = model_fingerprint(self.model, self.head, dtype, self._references_eV)
         table = torch.full((max(self.atomic_numbers) + 1,), -1, dtype=torch.int64)
         table[self.atomic_numbers] = torch.arange(len(self.atomic_numbers))
         self._species_of_number = table.to(self.device)
@@ -120,7 +117,7 @@ class MacePotential:
         with torch.enable_grad() if needs_gradient else torch.no_grad():
             out = self.fast_model(self.inputs(batch), compute_force=forces, compute_stress=stress)
         return Evaluation(
-            energies=out["energy"].detach(),
+            energies=self._energies(out).detach(),
             forces=out["forces"].detach() if forces else None,
             stress=_stress(out["stress"], batch) if stress else None,
             node_features=self.invariants(out["node_feats"].detach()) if node_features else None,
@@ -134,7 +131,15 @@ class MacePotential:
             positions = inputs["positions"].requires_grad_(True)
             out = self.fast_model(inputs, compute_force=False)
             features = self.invariants(out["node_feats"]) if node_features else None
-        return Differentiable(positions, out["energy"], features)
+        return Differentiable(positions, self._energies(out), features)
+
+    def _energies(self, out: dict[str, Tensor]) -> Tensor:
+        """(B,) float64: what the layers of the batch at hand say, and the atomic references as they are in the file."""
+        composition = self._holder.current
+        learnt = out["interaction_energy"] if "interaction_energy" in out else out["contributions"][:, 1:].sum(1)
+        references = learnt.new_zeros(composition.n_structures, dtype=torch.float64)
+        references.index_add_(0, composition.system_idx, self._references_eV[composition.species])
+        return learnt.double() + references
 
     def compose(self, batch: GraphBatch) -> None:
         """Tells the exchanged layers what the batch consists of; comes before each call of ``fast_model``."""
@@ -264,7 +269,10 @@ def _choose_head(heads: list[str], head: str | None, name: str) -> str:
     if len(heads) == 1:
         return heads[0]
     default = [h for h in heads if h.lower() == "default"]
-    if default:
+    if len(default) == 1:
+        note(
+            f"{name} has the heads {', '.join(heads)}: {default[0]} is taken, as mace-torch does; --head takes another."
+        )
         return default[0]
     raise SelectronError(f"{name} has the heads {', '.join(heads)}: choose one with --head.")
 
@@ -280,7 +288,7 @@ def _empty(potential: MacePotential, forces: bool, stress: bool, node_features: 
         return torch.zeros(*shape, dtype=potential.dtype, device=potential.device)
 
     return Evaluation(
-        zeros(0),
+        zeros(0).double(),
         zeros(0, 3) if forces else None,
         zeros(0, 3, 3) if stress else None,
         zeros(0, potential.feature_dim) if node_features else None,
@@ -302,10 +310,12 @@ def usable_device(device: torch.device | str) -> torch.device:
     return wanted
 
 
-def model_fingerprint(model: torch.nn.Module, head: str, dtype: torch.dtype) -> str:
-    """32 hex characters over the architecture, all parameters and buffers, head and dtype."""
+def model_fingerprint(model: torch.nn.Module, head: str, dtype: torch.dtype, references_eV: Tensor) -> str:
+    """32 hex characters over the architecture, all parameters and buffers, head, dtype, and references that it rounds."""
     digest = hashlib.blake2b(digest_size=16)
     digest.update(f"{type(model).__name__}|{head}|{dtype}".encode())
+    if not torch.equal(references_eV.to(dtype).double(), references_eV):
+        digest.update(references_eV.cpu().numpy().tobytes())
     for key, value in sorted(model.state_dict().items()):
         data = value.detach().to("cpu").contiguous()
         digest.update(f"{key}|{tuple(data.shape)}".encode())

@@ -13,6 +13,6 @@ with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():  # it
     warnings.simplefilter("ignore")
     import mace  # noqa: F401
     from e3nn import o3
-    from mace.modules.models import MACE
+    from mace.modules.models import MACE, ScaleShiftMACE
 
-__all__ = ["MACE", "o3"]
+__all__ = ["MACE", "ScaleShiftMACE", "o3"]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from selectron.archives import load_archive
 from selectron.errors import SelectronError
 from selectron.potentials.planar import PlanarPotential, finite_array, finite_number
 from selectron.structures.atomic import atomic_output
@@ -128,22 +130,29 @@ class MLPPotential(PlanarPotential):
 
     def save(self, path: str | Path) -> None:
         """Writes parameters and scaling to ``path`` (usually ``*.mlp``), whole or not at all."""
-        content = {"format": FORMAT, "parameters": self.parameters.cpu(), "scaling": self.scaling._asdict()}
+        content = io.BytesIO()
+        scaling = self.scaling._asdict()
+        torch.save({"format": FORMAT, "parameters": self.parameters.cpu(), "scaling": scaling}, content)
         with atomic_output(path, "wb") as stream:
-            torch.save(content, stream)
+            stream.write(content.getbuffer())
 
     @classmethod
     def load(cls, path: str | Path, *, device: torch.device | str = "cpu") -> MLPPotential:
         """What :meth:`save` wrote. No code in the file is run; raises SelectronError where it is no such file."""
-        try:
-            content: Any = torch.load(path, map_location="cpu", weights_only=True)
-        except FileNotFoundError:
-            raise SelectronError(f"There is no file {path}.") from None
-        except Exception:  # torch raises anything for bytes that are no such file, and for code in it
-            raise SelectronError(f"{path} cannot be read as a planar MLP.") from None
+        content = load_archive(path, kind="a planar MLP", remedy="copy it anew, or fit it again")
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise SelectronError(f"{path} is not a planar MLP that this version of selectron wrote.")
-        return cls(content["parameters"], PlanarScaling(**content["scaling"]), device=device)
+        parameters, scaling = content.get("parameters"), content.get("scaling")
+        if not isinstance(parameters, Tensor) or not isinstance(scaling, dict):
+            raise SelectronError(f"{path} is not a planar MLP: it has no parameters or no scaling.")
+        if not bool(parameters.isfinite().all()):
+            raise SelectronError(f"{path} holds parameters that are not finite: a fit has broken it.")
+        try:
+            return cls(parameters, PlanarScaling(**scaling), device=device)
+        except TypeError:
+            raise SelectronError(
+                f"{path} is not a planar MLP: its scaling lacks a number or has one too many."
+            ) from None
 
 
 def _checked(scaling: PlanarScaling) -> PlanarScaling:

@@ -56,6 +56,9 @@ class RunFiles:
                 if marks is not None:
                     _cut(part, path, marks[name])
                 self._streams[name] = open(part, "wb" if marks is None else "ab")  # noqa: SIM115  closed on exit
+            except SelectronError:
+                self.__exit__(None, None, None)
+                raise
             except OSError as error:
                 self.__exit__(None, None, None)
                 raise cannot_write(part, error) from error
@@ -117,8 +120,14 @@ class RunFiles:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        for stream in self._streams.values():
-            stream.close()
+        full: SelectronError | None = None
+        for name, stream in self._streams.items():
+            try:
+                stream.close()
+            except OSError as failed:  # what was not flushed yet does not fit on the disk
+                full = full or cannot_write(self.paths[name], failed)
+        if full is not None and error is None:
+            raise full
 
 
 def part_of(path: Path) -> Path:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from selectron.potentials.fast_mace import recorded_copy
 from selectron.potentials.mace_modules import Composition, CompositionHolder, EquivariantLinear
-from selectron.potentials.mace_torch import MACE
+from selectron.potentials.mace_torch import MACE, ScaleShiftMACE
 
 TOLERANCE = {
     "node_energy": {torch.float32: 1e-5, torch.float64: 1e-10},
@@ -53,11 +53,12 @@ def fast_forward(model: torch.nn.Module) -> Forward:
     With ``training`` results are functions of the parameters alone, and can be differentiated once and in nothing else.
     The edges of a batch may come in any order. Raises :class:`NotCovered` for a model of another kind.
     """
-    if not isinstance(model, MACE) or type(model).__name__ not in {"MACE", "ScaleShiftMACE"}:
+    if type(model) not in (MACE, ScaleShiftMACE):
         raise NotCovered(f"the model is a {type(model).__name__}, not a MACE or ScaleShiftMACE")
     if hasattr(model, "joint_embedding"):
         raise NotCovered("the model takes more of a structure than positions, cell and elements")
-    others = {type(layer.conv_tp).__name__ for layer in model.interactions} - {"TensorProduct"}
+    interactions: Any = model.interactions
+    others = {type(layer.conv_tp).__name__ for layer in interactions} - {"TensorProduct"}
     if others:
         raise NotCovered(f"the model's convolution is not e3nn's but {' and '.join(sorted(others))}")
     fast, holder, _, _ = recorded_copy(model)

@@ -20,7 +20,8 @@ from selectron.cores import usable_cores
 from selectron.errors import SelectronError
 from selectron.potentials.load import DTYPES, model_file
 from selectron.potentials.mace import MacePotential
-from selectron.potentials.mace_files import load_mace
+from selectron.potentials.mace_files import load_mace, read_mace
+from selectron.potentials.mace_kinds import has_corrections
 from selectron.potentials.threads import is_small
 from selectron.structures.atomic import atomic_output
 from selectron.training.evaluate import Errors, errors
@@ -245,14 +246,14 @@ def _write_start(source: Path, target: Path, shift: ReferenceShift | None, head:
 
 def _checked(draft: Path, before: MacePotential, options: TrainOptions) -> MacePotential:
     """The new model as a potential, after a look at what must not have changed."""
-    after = MacePotential(load_mace(draft), name="fine-tuned", dtype=torch.float64, device=options.device)
+    model = read_mace(draft)
+    if has_corrections(model):
+        raise TrainingFailed("mace-torch did not merge the LoRA corrections into the model; the old model is kept.")
+    after = MacePotential(model, name="fine-tuned", dtype=torch.float64, device=options.device)
     if after.atomic_numbers != before.atomic_numbers or after.cutoff_A != before.cutoff_A:
         raise TrainingFailed(
             "mace-torch returned a model with other elements or another cutoff; the old model is kept."
         )
-    leftover = [name for name, _ in after.model.named_parameters() if "lora_" in name]
-    if leftover:
-        raise TrainingFailed("mace-torch did not merge the LoRA corrections into the model; the old model is kept.")
     return after
 
 
