@@ -2,6 +2,7 @@
 
 The small API, imported when first used::
 
+    inspect         what is in files, before anything is spent on them
     Pool            structures of files, streamed
     load_potential  a model by name or path
     make_features   a feature map on it
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from selectron.errors import SelectronError
     from selectron.features import FeatureOptions, FeatureStore, make_features
+    from selectron.inspection import Inspection, inspect
     from selectron.potentials import Committee, load_potential
     from selectron.screening import Screening, write_picks, write_scores
     from selectron.screening import draw as draw_map
@@ -29,10 +31,12 @@ _WHERE = {
     "Committee": "selectron.potentials:Committee",
     "FeatureOptions": "selectron.features:FeatureOptions",
     "FeatureStore": "selectron.features:FeatureStore",
+    "Inspection": "selectron.inspection:Inspection",
     "Pool": "selectron.structures:Pool",
     "Screening": "selectron.screening:Screening",
     "SelectronError": "selectron.errors:SelectronError",
     "draw_map": "selectron.screening:draw",
+    "inspect": "selectron.inspection:inspect",
     "load_potential": "selectron.potentials:load_potential",
     "make_features": "selectron.features:make_features",
     "screen": "selectron.screening:screen",
@@ -44,10 +48,12 @@ __all__ = [
     "Committee",
     "FeatureOptions",
     "FeatureStore",
+    "Inspection",
     "Pool",
     "Screening",
     "SelectronError",
     "draw_map",
+    "inspect",
     "load_potential",
     "make_features",
     "screen",

@@ -25,6 +25,7 @@ from selectron import __version__  # noqa: E402
 from selectron.cli import (  # noqa: E402
     demo,
     export,
+    inspect,
     label,
     lists,
     report,
@@ -49,7 +50,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 _campaign = (run, resume, status, report, export, validate, schema, template)
-for _module in (select, score, sample, label, train, *_campaign, lists, demo):
+for _module in (inspect, select, score, sample, label, train, *_campaign, lists, demo):
     _module.register(app)
 
 STOPPED = "Stopped. Feature rows and labels that are stored already are not computed again."

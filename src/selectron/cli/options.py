@@ -128,8 +128,7 @@ def set_up(
     from selectron.structures import Pool
 
     size = parse_batch_size(batch_size)
-    if min_distance is not None and not (math.isfinite(min_distance) and min_distance >= 0.0):
-        raise SelectronError(f"The smallest distance between atoms is a length in Å from 0, not {min_distance}.")
+    check_min_distance(min_distance)
     opened = Pool.open(pool)
     opened_train = Pool.open(train) if train else None
     potentials = [load_potential(spec, device=device, dtype=dtype, head=head) for spec in model]
@@ -175,6 +174,12 @@ def parse_probes(text: str) -> Probes:
     if not text.isdecimal() or int(text) < 1:
         raise SelectronError(f"Probes are a whole number from 1, or 'exact', not {text!r}.")
     return int(text)
+
+
+def check_min_distance(length_A: float | None) -> None:
+    """A sentence where it is no length."""
+    if length_A is not None and not (math.isfinite(length_A) and length_A >= 0.0):
+        raise SelectronError(f"The smallest distance between atoms is a length in Å from 0, not {length_A}.")
 
 
 def parse_batch_size(text: str) -> int | None:

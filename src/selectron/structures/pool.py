@@ -75,6 +75,11 @@ class Pool(Sequence[Atoms]):
         file, place = self._locate(index)
         return self._read(file, place)
 
+    @property
+    def files(self) -> list[str]:
+        """The files, in order."""
+        return list(self._paths)
+
     def source(self, index: int) -> Source:
         """The file of structure ``index``, and its place there."""
         file, place = self._locate(index)
