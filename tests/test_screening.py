@@ -461,3 +461,20 @@ def test_repeats_that_differ_in_charge_alone_are_told_and_picks_state_their_char
     stated = {atoms.info["source_index"]: atoms.info for atoms in read(tmp_path / "picks.extxyz", ":")}
     assert (stated[0]["charge"], stated[1]["multiplicity"], stated[2]["charge"]) == (0, 1, 1)
     assert "charge" not in stated[3]
+
+
+def test_what_a_pool_has_under_names_of_the_output_is_kept_and_told():
+    from selectron.screening.outputs import _with_facts
+
+    atoms = Atoms("H2O", np.arange(9.0).reshape(3, 3))
+    atoms.info = {"score": np.arange(3.0), "pool_score": "older", "rank": 1}
+    atoms.arrays["atom_variance"] = np.ones(3)
+    renamed: set[str] = set()
+    given = _with_facts(atoms, {"score": 0.5, "rank": 1}, np.zeros(3), renamed)
+    assert renamed == {"pool_pool_score", "pool_atom_variance"}
+    assert given.info.keys() == {"score", "pool_score", "pool_pool_score", "rank"}
+    assert given.info["pool_pool_score"].tolist() == [0, 1, 2]
+    assert given.info["pool_score"] == "older"
+    assert given.arrays["pool_atom_variance"].all()
+    assert not given.arrays["atom_variance"].any()
+    assert atoms.info["score"].tolist() == [0, 1, 2]

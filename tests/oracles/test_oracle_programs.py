@@ -107,3 +107,19 @@ def test_cp2k_says_what_is_wrong_with_a_radical_and_labels_it_unrestricted(in_fo
     label = make_oracle(parse_oracle(unrestricted)).label(radical)
     assert label.energy_eV < -400.0
     assert label.forces is not None
+
+
+def test_constraints_do_not_reach_a_calculator_and_forces_are_those_of_the_engine():
+    from ase.build import fcc111
+    from ase.calculators.emt import EMT
+    from ase.constraints import FixAtoms
+
+    slab = fcc111("Cu", (1, 1, 3), vacuum=6.0)
+    slab.positions[0, 2] += 0.1
+    slab.calc = EMT()
+    expected = slab.get_forces()
+    slab.set_constraint(FixAtoms([0, 1]))
+    label = make_oracle(parse_oracle("ase:ase.calculators.emt:EMT")).label(slab)
+    np.testing.assert_allclose(label.forces, expected, atol=1e-12)
+    assert np.abs(label.forces[0]).max() > 0.1
+    assert slab.constraints[0].index.tolist() == [0, 1]

@@ -71,5 +71,5 @@ def test_an_empty_file_has_no_keys(tmp_path):
     assert list(LmdbFile(tmp_path / "a.lmdb")) == []
     assert LmdbFile(tmp_path / "a.lmdb").get(b"1") is None
     (tmp_path / "b.lmdb").write_bytes(b"no LMDB at all")
-    with pytest.raises(LmdbDamaged, match="not there|does not begin"):
+    with pytest.raises(LmdbDamaged, match=r"not there|does not begin"):
         LmdbFile(tmp_path / "b.lmdb")

@@ -16,6 +16,7 @@ from selectron.campaign.state import Activity, CampaignState
 from selectron.config.campaign import CampaignConfig
 from selectron.potentials import Potential, load_potential, settle_threads
 from selectron.structures import Pool, write_extxyz
+from selectron.structures.constraints import of_nothing_computed
 from selectron.structures.electronic_state import state_info
 from selectron.training.outcome import FineTuned
 
@@ -176,11 +177,8 @@ def bare(atoms: Atoms, **info: Any) -> Atoms:
     """``atoms`` without labels of any origin; of its ``info`` :data:`KEPT` stays, and ``info`` comes in.
 
     What it states of its charge and multiplicity stays under ``charge`` and ``multiplicity``; where it contradicts itself, or
-    holds a key that is not understood, those keys stay, so that the oracle can refuse it.
+    holds a key that is not understood, those keys stay, so that the oracle can refuse it. So do constraints and arrays as
+    :func:`~selectron.structures.constraints.of_nothing_computed` has them.
     """
     kept = {key: atoms.info[key] for key in KEPT if atoms.info.get(key) not in (None, "")} | state_info(atoms)
-    copy = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc, info={**kept, **info})
-    for name in ("initial_magmoms", "initial_charges"):
-        if name in atoms.arrays:
-            copy.set_array(name, atoms.arrays[name])
-    return copy
+    return of_nothing_computed(atoms, {**kept, **info})

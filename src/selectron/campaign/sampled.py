@@ -21,7 +21,9 @@ from selectron.sampling.frames import Progress
 from selectron.sampling.options import SampleOptions
 from selectron.sampling.output import RunFiles
 from selectron.sampling.run import run_sampling
+from selectron.sampling.starts import constrained
 from selectron.structures import Checks, Pool
+from selectron.structures.constraints import held_sentence
 
 
 def sample_candidates(
@@ -36,7 +38,7 @@ def sample_candidates(
     asked = {
         "inputs": inputs.key,
         "model": model,
-        "sampling": section.model_dump(mode="json", exclude={} if section.carry_on else {"carry_on"}),
+        "sampling": section.model_dump(mode="json", exclude=_defaults(section)),
         "seed": campaign.config.seed,
         "device": campaign.config.model.device,
         "dtype": campaign.config.model.dtype,
@@ -48,6 +50,11 @@ def sample_candidates(
         "sample", asked, lambda: _sample(campaign, inputs, section, asked, (arm, round)), arm=arm, round=round
     )
     return candidates_of(campaign, stage)
+
+
+def _defaults(section: SamplingSection) -> set[str]:
+    """Later options that are as if they were not there, so that older campaigns go on."""
+    return {name for name, usual in (("carry_on", False), ("constraints", "keep")) if getattr(section, name) == usual}
 
 
 def candidates_of(campaign: Campaign, stage: Stage) -> Candidates:
@@ -82,6 +89,9 @@ def _sample(
     carried = asked.get("ensemble")
     starts = campaign.read([carried]) if carried else starting_structures(section)
     options = section.run_options(campaign.config.seed + round, carried=len(starts) if carried else None)
+    held = held_sentence(constrained(starts, options))
+    if held is not None:
+        campaign.reporter.say(held)
     last, ensemble = _run(campaign, potential, starts, options, folder)
     with_frames = [path for path in (folder / "frames.extxyz",) if path.stat().st_size]
     frames = Pool.open(with_frames)[:] if with_frames else []

@@ -103,6 +103,10 @@ def sample(
         typer.Option(help="median, initial-median or a number.", show_default="median; initial-median for a-skmd"),
     ] = None,
     alignment: Annotated[str | None, typer.Option(help="none, kabsch or minimum-image.", show_default="none")] = None,
+    constraints: Annotated[
+        str | None,
+        typer.Option(help="keep: atoms that are held in the starts stay; ignore: all move.", show_default="keep"),
+    ] = None,
     relax: Annotated[
         bool | None,
         typer.Option("--relax/--no-relax", help="Relax the starts with the model first."),
@@ -154,6 +158,7 @@ def sample(
         "descriptor": {"name": descriptor},
         "kernel": {"bandwidth": _number_or_word(bandwidth), "alignment": alignment},
         "initial": {"relax": relax, "burn_in_steps": burn_in, "snapshot_every": snapshot_every},
+        "constraints": constraints,
         "stride": stride,
         "seed": seed,
         "checkpoint_every": checkpoint_every,
@@ -266,6 +271,8 @@ def _run(potentials: list[Potential], starts: list[Atoms], options: SampleOption
     from selectron.sampling.checkpoint import Checkpoint, read_checkpoint
     from selectron.sampling.output import RunFiles, part_of
     from selectron.sampling.run import run_sampling
+    from selectron.sampling.starts import constrained
+    from selectron.structures.constraints import held_sentence
 
     console, log = Console(), Console(stderr=True)
     saved = None if files.checkpoint is None else read_checkpoint(files.checkpoint)
@@ -273,6 +280,9 @@ def _run(potentials: list[Potential], starts: list[Atoms], options: SampleOption
     run_sampling(
         potentials, starts, options, checkpoint=None if files.checkpoint is None else Checkpoint(files.checkpoint)
     )
+    held = held_sentence(constrained(starts, options))
+    if held is not None:
+        log.print(held, highlight=False, soft_wrap=True)
     marks = None if saved is None else saved.marks
     with RunFiles(files.output, ended=files.ended, acquired=files.acquired, marks=marks) as written:
         last: list[Progress] = []

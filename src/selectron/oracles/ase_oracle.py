@@ -64,6 +64,7 @@ class AseOracle:
         calculator = self._calculator(self.options.state(atoms))
         ours = atoms.copy()
         ours.info = {}
+        ours.set_constraint()  # programs print no force on atoms that they are told to hold
         ours.calc = calculator
         with tempfile.TemporaryDirectory(dir=".", prefix="run-") as temporary:
             folder = Path(temporary).resolve() if self._scratch is None else _new_folder(self._scratch)

@@ -308,6 +308,9 @@ class SampleOptions(Section):
     max_displacement_A: Positive | Literal["none"] | None = None
     """Overdamped drifts that would move an atom further in one step are shortened; 0.1 Å for SKMD, none for the others."""
 
+    constraints: Literal["keep", "ignore"] = "keep"
+    """Whether atoms that are held in the starts (FixAtoms, FixCartesian, an array ``fixed`` of 0 and 1) stay where they are."""
+
     fix_centre_of_mass: bool | None = None
     """Whether free structures keep their centre of mass (overdamped: their mean position); yes underdamped, no overdamped."""
 

@@ -96,7 +96,9 @@ def run_sampling(
 
 def identity_of(members: Sequence[Potential], starts: Sequence[Atoms], options: SampleOptions) -> dict[str, str]:
     """What the frames are a function of, by name: each option but the number of steps, the models, the starts, the device."""
-    values = options.model_dump(mode="json", exclude={"steps", "checkpoint_every"})
+    values = options.model_dump(
+        mode="json", exclude={"steps", "checkpoint_every", "constraints"}
+    )  # the starts have these
     digest = hashlib.blake2b(digest_size=16)
     for atoms in starts:
         for array in (atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc, atoms.get_masses()):

@@ -23,6 +23,13 @@ from selectron.sampling.system import make_system
 from selectron.sampling.unbiased import Unbiased
 from selectron.sampling.units import BOLTZMANN_EV_PER_K
 from selectron.structures.checks import Checks
+from selectron.structures.constraints import (
+    FREE_ARRAY,
+    free_coordinates,
+    held_by_arrays,
+    of_nothing_computed,
+    unknown_constraints,
+)
 from selectron.structures.electronic_state import state_info
 
 _RELAXATION_STEPS = 1000
@@ -33,7 +40,10 @@ OnStep = Callable[[int, int], None]
 
 
 def checked_starts(structures: Sequence[Atoms], members: Sequence[Potential], options: SampleOptions) -> list[Atoms]:
-    """Copies without labels of ``structures``; raises SelectronError for the first that cannot be sampled."""
+    """Copies without labels of ``structures``; raises SelectronError for the first that cannot be sampled.
+
+    Their constraints are those that :func:`constrained` finds.
+    """
     if not structures:
         raise SelectronError("There is no structure to start from.")
     planar = is_planar(members[0])
@@ -54,7 +64,34 @@ def checked_starts(structures: Sequence[Atoms], members: Sequence[Potential], op
                     f"({atoms.get_chemical_formula()}) is not made of the same atoms in the same order as structure 0 "
                     f"({first.get_chemical_formula()})."
                 )
-    return [_bare(atoms) for atoms in structures]
+    return constrained([_bare(atoms) for atoms in structures], options)
+
+
+def constrained(structures: Sequence[Atoms], options: SampleOptions) -> list[Atoms]:
+    """Copies of ``structures`` with what is held in them: by constraints, else by an array ``fixed`` or ``move_mask``.
+
+    ``options.constraints`` = "ignore" lets everything move. Raises SelectronError for a constraint that no sampler obeys, and
+    where nothing could move.
+    """
+    found = [atoms.copy() for atoms in structures]
+    for index, atoms in enumerate(found):
+        where = f"Starting structure {index} ({atoms.get_chemical_formula()})"
+        if options.constraints == "ignore":
+            atoms.set_constraint()
+            continue
+        unknown = unknown_constraints(atoms)
+        if unknown:
+            raise SelectronError(
+                f"{where} has the constraint {unknown[0]}, which no sampler obeys: they hold what FixAtoms and FixCartesian "
+                "hold; remove it, or let everything move with --constraints ignore (constraints: ignore)."
+            )
+        held_by_arrays(atoms)
+        free = free_coordinates(atoms)
+        if free is not None and not free.any():
+            raise SelectronError(
+                f"{where} cannot move: all its atoms are held in place; --constraints ignore (constraints: ignore) lets them."
+            )
+    return found
 
 
 def _planar_problem(atoms: Atoms) -> str | None:
@@ -66,14 +103,10 @@ def _planar_problem(atoms: Atoms) -> str | None:
 
 
 def _bare(atoms: Atoms) -> Atoms:
-    """What a structure is: atoms, constraints, masses, charge and multiplicity; labels and all else are of the start alone."""
-    bare = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc, constraint=atoms.constraints)
-    if atoms.has("masses"):
-        bare.set_masses(atoms.get_masses())
-    for name in ("initial_magmoms", "initial_charges"):
-        if atoms.has(name):
-            bare.set_array(name, atoms.arrays[name])
-    bare.info = state_info(atoms)
+    """What a structure is: atoms, what holds them, charge and multiplicity; labels and all else are of the start alone."""
+    bare = of_nothing_computed(atoms, state_info(atoms))
+    if FREE_ARRAY in atoms.arrays:  # becomes a constraint
+        bare.set_array(FREE_ARRAY, atoms.arrays[FREE_ARRAY])
     return bare
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,10 +41,18 @@ def write_picks(screening: Screening, path: str | Path, *, tell: Callable[[str],
     names is kept as ``pool_<name>``. What a structure states of its electrons stands under charge and multiplicity. What
     cannot be written is given to ``tell``, as by ``write_extxyz``.
     """
-    return write_extxyz(path, (_annotated(pick, screening) for pick in screening.picks), tell=tell)
+    renamed: set[str] = set()
+    count = write_extxyz(path, (_annotated(pick, screening, renamed) for pick in screening.picks), tell=tell)
+    _tell_renamed(renamed, tell)
+    return count
 
 
-def _annotated(pick: Pick, screening: Screening) -> Atoms:
+def _tell_renamed(renamed: set[str], tell: Callable[[str], object]) -> None:
+    if renamed:
+        tell(f"What the pool has under names of the output is kept as {', '.join(sorted(renamed))}.")
+
+
+def _annotated(pick: Pick, screening: Screening, renamed: set[str]) -> Atoms:
     facts: dict[str, object] = {
         "source": pick.source.path,
         "source_index": pick.source.index,
@@ -59,21 +68,35 @@ def _annotated(pick: Pick, screening: Screening) -> Atoms:
     if pick.nearest_training is not None:
         facts["nearest_training"] = f"{pick.nearest_training.path} {pick.nearest_training.index}"
         facts["nearest_distance"] = _shown(pick.nearest_distance or 0.0)
-    return _with_facts(pick.atoms, facts, pick.atom_variance)
+    return _with_facts(pick.atoms, facts, pick.atom_variance, renamed)
 
 
-def _with_facts(original: Atoms, facts: Mapping[str, object], atom_variance: np.ndarray | None) -> Atoms:
-    """A copy with ``facts`` in its ``info``; what the pool had under one of these names stays as ``pool_<name>``."""
+def _with_facts(
+    original: Atoms, facts: Mapping[str, Any], atom_variance: np.ndarray | None, renamed: set[str]
+) -> Atoms:
+    """A copy with ``facts`` in its ``info``; what the pool had under one of these names stays as ``pool_<name>``.
+
+    Such names are added to ``renamed``.
+    """
     atoms = original.copy()
     atoms.calc = original.calc
     atoms.info = named(atoms)
-    if atom_variance is not None:
-        atoms.arrays["atom_variance"] = atom_variance
-    for key, value in facts.items():
-        if key in atoms.info and atoms.info[key] != value:
-            atoms.info[f"pool_{key}"] = atoms.info[key]
-        atoms.info[key] = value
+    arrays = {} if atom_variance is None else {"atom_variance": atom_variance}
+    for mine, theirs in ((facts, atoms.info), (arrays, atoms.arrays)):
+        for key, value in mine.items():
+            if key in theirs and not np.array_equal(theirs[key], value):
+                other = _other_name(key, theirs)
+                theirs[other] = theirs[key]
+                renamed.add(other)
+            theirs[key] = value
     return atoms
+
+
+def _other_name(name: str, taken: Mapping[str, object]) -> str:
+    """``name`` with ``pool_`` before it, as often as it takes."""
+    while name in taken:
+        name = f"pool_{name}"
+    return name
 
 
 def _shown(value: float) -> float:
@@ -107,10 +130,13 @@ def write_scored(screening: Screening, path: str | Path, *, tell: Callable[[str]
 
     Keys of ``info``: source, source_index, variance; array ``atom_variance`` (feature units squared) with exact force rows.
     """
-    return write_extxyz(path, _scored(screening), tell=tell)
+    renamed: set[str] = set()
+    count = write_extxyz(path, _scored(screening, renamed), tell=tell)
+    _tell_renamed(renamed, tell)
+    return count
 
 
-def _scored(screening: Screening) -> Iterator[Atoms]:
+def _scored(screening: Screening, renamed: set[str]) -> Iterator[Atoms]:
     catalogue = screening.catalogue
     for places, rows in catalogue.chunks(256):
         by_atom: Sequence[np.ndarray | None] = [None] * len(places)
@@ -120,7 +146,7 @@ def _scored(screening: Screening) -> Iterator[Atoms]:
             index = int(catalogue.indices[place])
             source, atoms = catalogue.pool.source(index), catalogue.pool[index]
             facts = {"source": source.path, "source_index": source.index, "variance": float(screening.variance[place])}
-            yield _with_facts(atoms, facts, atom_variance)
+            yield _with_facts(atoms, facts, atom_variance, renamed)
 
 
 def pick_rows(screening: Screening) -> list[PickRow]:

@@ -10,7 +10,7 @@ import numpy as np
 from ase import Atoms
 from ase.io.extxyz import PROPERTY_NAME_MAP, per_config_properties
 
-from selectron.structures.constraints import move_mask
+from selectron.structures.constraints import FREE_ARRAY, is_mask, move_mask
 
 EIGHT_DECIMALS, ALL_DIGITS = "%16.8f", "%24.16e"
 """Of one width, so that a number that was cut off with the end of a file is noticed."""
@@ -36,8 +36,12 @@ class Columns:
         self._formats = ["%-2s", *[EIGHT_DECIMALS] * 3]
         self._columns: list[list[Any]] = [list(atoms.symbols), *atoms.positions.T.tolist()]
         mask = move_mask(atoms)
+        if mask is None and is_mask(arrays.get(FREE_ARRAY), len(atoms)):
+            mask = arrays[FREE_ARRAY] != 0
+            lost(FREE_ARRAY, "written as the constraint that it means")
         if mask is not None:
-            self._put("move_mask", "L", mask)
+            self._put(FREE_ARRAY, "L", mask)
+            arrays = {name: values for name, values in arrays.items() if name != FREE_ARRAY}
         for name, values in arrays.items():
             if name not in ("numbers", "positions"):
                 self._add(name, values)

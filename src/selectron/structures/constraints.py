@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 from ase import Atoms
 from ase.constraints import FixAtoms, FixCartesian
+
+from selectron.wording import counted
+
+DESCRIBING_ARRAYS = ("initial_magmoms", "initial_charges", "tags", "masses", "fixed")
+"""Per-atom arrays that say what a structure is, not what was computed of it or how it moved."""
 
 HELD_ARRAY, FREE_ARRAY = "fixed", "move_mask"
 """Arrays of 0 and 1 (or truth values): ``fixed`` is 1 for atoms that are held (OC20), ``move_mask`` for those that move."""
@@ -52,12 +60,10 @@ def held_by_arrays(atoms: Atoms) -> str | None:
     """
     for name in (HELD_ARRAY, FREE_ARRAY):
         values = atoms.arrays.get(name)
-        if values is None or not _is_mask(values, len(atoms)):
+        if values is None or not is_mask(values, len(atoms)):
             continue
-        free = values != 0
-        if name == HELD_ARRAY:
-            free = ~free
-        else:
+        free = np.equal(values, 0 if name == HELD_ARRAY else 1)
+        if name == FREE_ARRAY:
             del atoms.arrays[name]
         if not atoms.constraints and not free.all():
             hold(atoms, free)
@@ -72,6 +78,36 @@ def gathered(atoms: Atoms) -> None:
         hold(atoms, np.ones(len(atoms), dtype=bool) if free is None else free)
 
 
-def _is_mask(values: np.ndarray, atoms: int) -> bool:
+def of_nothing_computed(atoms: Atoms, info: dict[str, Any]) -> Atoms:
+    """Elements, positions, cell, periodicity, constraints and :data:`DESCRIBING_ARRAYS` of ``atoms``, with ``info``.
+
+    No label, momentum or other array comes along.
+    """
+    copy = Atoms(
+        atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc, constraint=atoms.constraints, info=info
+    )
+    for name in DESCRIBING_ARRAYS:
+        if name in atoms.arrays:
+            copy.set_array(name, atoms.arrays[name])
+    return copy
+
+
+def held_sentence(structures: Sequence[Atoms]) -> str | None:
+    """What of ``structures`` is held in place, and how that is known; None where nothing is."""
+    masks = [free_coordinates(atoms) for atoms in structures]
+    held = sum(1 for mask in masks if mask is not None)
+    if not held:
+        return None
+    atoms = sum(int((~mask).any(1).sum()) for mask in masks if mask is not None)
+    return (
+        f"Held in place: {counted(atoms, 'atom')} of {counted(held, 'structure')}, by FixAtoms, FixCartesian, or an array "
+        f"'{HELD_ARRAY}' of 0 and 1."
+    )
+
+
+def is_mask(values: np.ndarray | None, atoms: int) -> bool:
+    """Whether ``values`` is an array (n,) or (n, 3) of 0 and 1 or truth values for ``atoms`` atoms."""
+    if values is None:
+        return False
     shaped = values.shape in ((atoms,), (atoms, 3))
     return shaped and values.dtype.kind in "biuf" and bool(((values == 0) | (values == 1)).all())
