@@ -61,7 +61,7 @@ def test_the_force_term_counts_weights_and_equal_weights_change_nothing(monkeypa
     forces, predicted = torch.randn(2, 7, 3, generator=generator)
 
     class Batch(dict):
-        ptr, weight = torch.tensor([0, 3, 7]), torch.ones(2)
+        ptr, weight, forces_weight = torch.tensor([0, 3, 7]), torch.ones(2), torch.ones(2)
 
     batch = Batch(forces=forces)
     prediction = {"forces": predicted}

@@ -15,10 +15,10 @@ from selectron.campaign.labelling import label_all, labels_depend_on, left_out, 
 from selectron.config.campaign import CampaignConfig
 from selectron.config.sections import HeldOut
 from selectron.errors import SelectronError
-from selectron.structures import WEIGHT_KEY, Checks, structure_hash
+from selectron.structures import Checks, structure_hash
 from selectron.structures.formats import find_files
 from selectron.structures.repeats import other_states_line
-from selectron.training.labels import labelled, stress_of
+from selectron.training.labels import labelled, weights_of
 
 _WHOLE_UP_TO_BYTES = 1 << 30
 
@@ -151,9 +151,8 @@ def _keep(campaign: Campaign, structures: Sequence[Atoms], *, need_labels: bool,
 
     found = labelled(structures, what=what)
     for atoms, one in zip(named, found, strict=True):
-        if one.weight != 1.0:
-            atoms.info[WEIGHT_KEY] = one.weight
-    labels = [Label(one.energy_eV, one.forces, stress_of(one.atoms)) for one in found]
+        atoms.info.update(weights_of(one))
+    labels = [Label(one.energy_eV, one.forces, one.stress) for one in found]
     return campaign.keep([with_label(atoms, label) for atoms, label in zip(named, labels, strict=True)])
 
 

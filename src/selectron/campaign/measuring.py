@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from selectron.potentials.base import Potential
-from selectron.training.evaluate import Errors, batches, summarise
+from selectron.training.evaluate import Errors, batches, summarise, told
 from selectron.training.labels import Labelled
 
 QUANTITIES = ("force_rmse_eV_A", "force_mae_eV_A", "energy_rmse_meV_atom", "energy_mae_meV_atom")
@@ -35,12 +35,12 @@ class Predictions(NamedTuple):
 
     def errors(self) -> Errors:
         """Errors in total and by structure, as :func:`selectron.training.evaluate.errors` gives them."""
-        squares = ((self.forces - self.force_labels) ** 2).sum(axis=1)
-        moduli = np.abs(self.forces - self.force_labels).sum(axis=1)
+        differences = told(self.forces) - self.force_labels
+        squares, moduli = (differences**2).sum(axis=1), np.abs(differences).sum(axis=1)
         starts = np.cumsum(self.atoms) - self.atoms
         components = 3 * self.atoms
         return summarise(
-            self.energy_eV - self.energy_label_eV,
+            told(self.energy_eV) - self.energy_label_eV,
             np.sqrt(np.add.reduceat(squares, starts) / components),
             np.add.reduceat(moduli, starts) / components,
             self.atoms,

@@ -60,6 +60,20 @@ RankByOption = Annotated[
     str,
     typer.Option(help="What top-k and the shortlist go by: variance, per-component, per-atom or max-atom."),
 ]
+EnergyKeyOption = Annotated[
+    str | None,
+    typer.Option(help="Key of the labels' energy.", show_default="REF_energy, else the calculator's energy"),
+]
+ForcesKeyOption = Annotated[
+    str | None, typer.Option(help="Key of the labels' forces.", show_default="those that go with the energy")
+]
+StressKeyOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Key of the labels' stress, or of a virial if its name says so.",
+        show_default="that which goes with the energy",
+    ),
+]
 HeadOption = Annotated[str | None, typer.Option(help="Head of a model with several.")]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
 DtypeOption = Annotated[str, typer.Option(help="float32 or float64.")]

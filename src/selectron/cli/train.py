@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import sys
 from pathlib import Path
@@ -59,6 +60,12 @@ def train(
     ] = None,
     energy_weight: Annotated[float | None, typer.Option(help="Of energies per atom.", show_default="100")] = None,
     forces_weight: Annotated[float | None, typer.Option(help="Of forces.", show_default="10")] = None,
+    stress_weight: Annotated[
+        float | None, typer.Option(help="Of stresses, of structures that have one.", show_default="0")
+    ] = None,
+    energy_key: o.EnergyKeyOption = None,
+    forces_key: o.ForcesKeyOption = None,
+    stress_key: o.StressKeyOption = None,
     stage_two_start: Annotated[int | None, typer.Option(help="Epoch of stage two.", show_default="never")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Structures a step.", show_default="10")] = None,
     ema: Annotated[float | None, typer.Option(help="Decay of averaged parameters.", show_default="0.99")] = None,
@@ -69,7 +76,7 @@ def train(
     ] = None,
     weights: Annotated[
         str | None,
-        typer.Option(help="given (config_weight, which picks carry) or equal.", show_default="given"),
+        typer.Option(help="given (config_weight, which picks carry, and its kin) or equal.", show_default="given"),
     ] = None,
     validation_fraction: Annotated[float | None, typer.Option(help="Without --valid.", show_default="0.1")] = None,
     replay: Annotated[list[str], typer.Option(help="Old labelled structures to mix in.")] = [],  # noqa: B006
@@ -81,7 +88,9 @@ def train(
     seed: Annotated[int, typer.Option(help="Of shuffling, LoRA, split and replay.")] = 0,
     device: o.DeviceOption = "cpu",
     dtype: Annotated[str, typer.Option(help="auto (that of the model), float32 or float64.")] = "auto",
-    head: o.HeadOption = None,
+    head: Annotated[
+        str | None, typer.Option(help="Head of a model with several, and of structures that say different ones.")
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads.", show_default="one for a small model")] = None,
     layers: Annotated[
         str | None, typer.Option(help="auto, fast (selectron's) or plain (mace-torch's own).", show_default="auto")
@@ -94,7 +103,12 @@ def train(
         Path | None,
         typer.Option(help="Where log and results of the training are kept.", show_default="beside the output"),
     ] = None,
-    extra: Annotated[list[str], typer.Option("--extra", help="Argument of mace_run_train, verbatim.")] = [],  # noqa: B006
+    extra: Annotated[
+        list[str],
+        typer.Option(
+            "--extra", help="Argument of mace_run_train, verbatim, but for those that name keys, data or references."
+        ),
+    ] = [],  # noqa: B006
 ) -> None:
     """Fine-tune a model on labelled structures; a training that fails leaves an existing output as it is."""
     if no_ema and ema is not None:
@@ -108,6 +122,7 @@ def train(
         learning_rate=lr,
         energy_weight=energy_weight,
         forces_weight=forces_weight,
+        stress_weight=stress_weight,
         stage_two_start=stage_two_start,
         batch_size=batch_size,
         ema=ema,
@@ -132,6 +147,7 @@ def train(
     o.check_outputs([output], [*train, *valid, *replay])
 
     from selectron.structures import Pool, atomic_output
+    from selectron.structures.label_source import LabelKeys
     from selectron.training.fine_tune import fine_tune
     from selectron.training.labels import usable
 
@@ -146,7 +162,9 @@ def train(
             list(usable(_entries(judged), what="validation")) if judged is not None else None,
             settings,
             work,
+            keys=LabelKeys(energy=energy_key, forces=forces_key, stress=stress_key),
             on_progress=_Live(progress, log),
+            say=lambda line: console.print(line, soft_wrap=True, highlight=False),
         )
         progress.finish()
     if output.resolve() != result.model_path.resolve():
@@ -188,11 +206,15 @@ class _Live:
             began = f"epoch {epoch.epoch + 1}, stage {epoch.stage}: loss {epoch.train_loss:.4g}, "
             self._log.print(
                 f"{began if epoch.epoch >= 0 else 'before training: '}validation loss {epoch.valid_loss:.4g}, "
-                f"energy {epoch.energy_rmse_meV_atom:.1f} meV/atom, forces {1e3 * epoch.force_rmse:.0f} meV/Å",
+                f"energy {_digits(epoch.energy_rmse_meV_atom, 1)} meV/atom, forces {_digits(1e3 * epoch.force_rmse, 0)} meV/Å",
                 highlight=False,
                 soft_wrap=True,
             )
         self._stage = epoch.stage
+
+
+def _digits(value: float, decimals: int) -> str:
+    return "–" if math.isnan(value) else f"{value:.{decimals}f}"  # NaN: the validation set has no such labels
 
 
 def _summarise(result: FineTuned, console: Console) -> None:
@@ -208,11 +230,11 @@ def _summarise(result: FineTuned, console: Console) -> None:
     for name, errors in rows:
         table.add_row(
             name,
-            f"{errors.energy_mae_meV_atom:.1f}",
-            f"{errors.energy_rmse_meV_atom:.1f}",
-            f"{errors.energy_rmse_eV:.3f}",
-            f"{errors.force_mae:.3f}",
-            f"{errors.force_rmse:.3f}",
+            _digits(errors.energy_mae_meV_atom, 1),
+            _digits(errors.energy_rmse_meV_atom, 1),
+            _digits(errors.energy_rmse_eV, 3),
+            _digits(errors.force_mae, 3),
+            _digits(errors.force_rmse, 3),
         )
     console.print(table)
     if not result.improved:

@@ -6,7 +6,7 @@ them, ``result.py`` holds what came of it, the command line and the caller read 
 
 from __future__ import annotations
 
-from selectron.inspection.inspect import inspect
+from selectron.inspection.files import inspect
 from selectron.inspection.result import Inspection
 
 __all__ = ["Inspection", "inspect"]

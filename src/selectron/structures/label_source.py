@@ -86,8 +86,8 @@ class LabelCensus:
         self._without_volume = 0
         self._free_energy_eV = 0.0
 
-    def add(self, atoms: Atoms) -> None:
-        """Counts one structure more."""
+    def add(self, atoms: Atoms, index: int | None = None) -> None:
+        """Counts one structure more, which has the ``index`` in sentences; None: the number of those before it."""
         isolated = not self.planar and is_isolated_atom(atoms)
         keys = frozenset(key for key in self.candidates(atoms) if value_of(atoms, key) is not None)
         pattern = _Pattern(
@@ -96,7 +96,7 @@ class LabelCensus:
             forces_needed=not isolated and not counts_for_nothing(atoms, "forces"),
             isolated=isolated,
         )
-        self._first.setdefault(pattern, len(self))
+        self._first.setdefault(pattern, len(self) if index is None else index)
         self._patterns[pattern] += 1
         self._without_volume += not isolated and not has_volume(atoms)
         if {"energy", "free_energy"} <= keys:

@@ -24,21 +24,17 @@ from selectron.potentials.mace_files import load_mace, read_mace
 from selectron.potentials.mace_kinds import has_corrections
 from selectron.potentials.threads import is_small
 from selectron.structures.atomic import atomic_output
+from selectron.structures.heads import head_of
+from selectron.structures.label_source import LabelKeys
+from selectron.training.data import read_sets
 from selectron.training.evaluate import Errors, errors
-from selectron.training.labels import (
-    Labelled,
-    check_elements,
-    equally_weighted,
-    labelled,
-    split,
-    without_isolated_atoms,
-    write_for_mace,
-)
+from selectron.training.labels import Labelled, check_elements, write_for_mace
 from selectron.training.mace_process import POLL_S, kept, run_trainer, settings_of, trained_model
 from selectron.training.options import TrainOptions, resolved
 from selectron.training.outcome import FineTuned, TrainingFailed
 from selectron.training.progress import Epoch
 from selectron.training.references import ReferenceShift, compositions, reference_energies, shift_of_level
+from selectron.wording import listed
 
 __all__ = ["OUTPUT", "FineTuned", "TrainingFailed", "fine_tune", "training_steps", "training_threads"]
 
@@ -52,24 +48,30 @@ def fine_tune(
     options: TrainOptions,
     folder: str | Path,
     *,
+    keys: LabelKeys | None = None,
     on_progress: Callable[[Epoch], None] | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> FineTuned:
     """Fine-tunes ``model`` on ``train`` in another process.
 
     Args:
         model: a path, a known name or ``embedded``; the file is only read.
-        train: structures with energies (eV) and forces (eV/Å).
+        train: structures with energies (eV) and forces (eV/Å), from one source (docs/labels.md).
         valid: the same for validation; None or empty: ``options.validation_fraction`` of ``train`` is set aside.
         options: how; ``kind: mlp`` goes to :func:`~selectron.training.mlp_train.train_mlp`.
         folder: where everything goes; made if absent. The new model appears as ``fine_tuned.model`` when all is done
             and checked, never before. Drafts of a training that was killed are removed.
+        keys: of the labels, as far as they are named; replayed structures that lack them have their own.
         on_progress: called after every epoch, while the training runs.
+        say: called with each sentence of ``FineTuned.labels`` as soon as the labels are read.
 
     Raises:
         TrainingFailed: crash, a loss that is not finite, divergence, or out of time.
-        SelectronError: labels missing, elements that the model lacks, nothing to train on.
+        SelectronError: labels missing or of several sources, elements that the model lacks, nothing to train on.
     """
-    with closing(training_steps(model, train, valid, options, folder, on_progress=on_progress)) as steps:
+    with closing(
+        training_steps(model, train, valid, options, folder, keys=keys, on_progress=on_progress, say=say)
+    ) as steps:
         while True:
             try:
                 next(steps)
@@ -85,7 +87,9 @@ def training_steps(
     options: TrainOptions,
     folder: str | Path,
     *,
+    keys: LabelKeys | None = None,
     on_progress: Callable[[Epoch], None] | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> Generator[None, None, FineTuned]:
     """:func:`fine_tune` for a caller with other things to do: yields wherever the other process has to be waited for.
 
@@ -94,33 +98,28 @@ def training_steps(
     if options.kind == "mlp":
         from selectron.training.mlp_train import train_mlp
 
-        return train_mlp(model, train, valid, options, folder, on_progress=on_progress)
+        return train_mlp(model, train, valid, options, folder, keys=keys, on_progress=on_progress, say=say)
     began = time.monotonic()
     base_path = model_file(str(model))
     base = load_mace(base_path)
     name = str(model) if str(model) == "embedded" else base_path.stem
     dtype = _dtype(base, options)
     options = options.model_copy(update={"threads": training_threads(base, options)})
-    potential = MacePotential(base, name=name, dtype=torch.float64, device=options.device, head=options.head)
+    head = _head(base, train, options)
+    potential = MacePotential(base, name=name, dtype=torch.float64, device=options.device, head=head)
     if potential.atomic_numbers != sorted(potential.atomic_numbers):
         raise SelectronError(
             f"{name} does not have its elements in the order of the periodic table, which training needs."
         )
-    training, isolated_eV = without_isolated_atoms(labelled(train, what="training"))
-    validation, _ = without_isolated_atoms(labelled(valid or [], what="validation"))
-    check_elements([*training, *validation], potential.atomic_numbers, model=name)
-    old = _replayed(options)
-    check_elements(old, potential.atomic_numbers, model=name)
-    if not validation:
-        training, validation = split(training, options.validation_fraction, options.seed)
-    validation = equally_weighted(validation)
-    if options.weights == "equal":
-        training = equally_weighted(training)
-    if not any(one.weight for one in training):
-        raise SelectronError("The training set is empty." if not training else "All labels have the weight 0.")
-
+    data = read_sets(train, valid, options, keys)
+    for line in data.said if say is not None else ():
+        say(line)  # type: ignore[misc]
+    training, validation, old, isolated_eV = data.training, data.validation, data.old, data.isolated_eV
+    check_elements([*training, *validation, *old], potential.atomic_numbers, model=name)
     untouched = errors(potential, validation)
-    shift = shift_of_level(potential, training, options, isolated_eV)
+    shift, known = None, [one for one in training if one.weight and one.has_energy and one.has_forces]
+    if known or options.references == "atoms":
+        shift = shift_of_level(potential, known or training, options, isolated_eV)
     warnings = [shift.note] if shift is not None and shift.note else []
     warnings += _about_isolated(potential, shift, isolated_eV)
     before = untouched
@@ -144,7 +143,7 @@ def training_steps(
     settings |= {
         "layers": options.layers,
         "selectron": __version__,
-        "weighted": any(one.weight != 1.0 for one in training),
+        "weighted": any(one.weight != 1.0 or one.forces_weight != 1.0 for one in [*training, *old]),
     }
     (run / "settings.json").write_text(json.dumps(settings, indent=1))
     try:
@@ -176,7 +175,14 @@ def training_steps(
         n_train=len(training) + len(old),
         n_valid=len(validation),
         warnings=warnings,
+        labels=data.said,
     )
+
+
+def _head(model: Any, train: Sequence[Atoms], options: TrainOptions) -> str | None:
+    """The head of the model to train: ``options.head``, unless it only says which structures a model with one head gets."""
+    one = len(getattr(model, "heads", None) or ["Default"]) == 1
+    return None if one and any(head_of(atoms) == options.head for atoms in train) else options.head
 
 
 def _dtype(base: torch.nn.Module, options: TrainOptions) -> torch.dtype:
@@ -213,18 +219,6 @@ def _about_rise(history: list[Epoch], kept_epoch: int) -> str:
         f"The validation loss rose by {rise:.0f} % after epoch {kept_epoch + 1} of {history[-1].epoch + 1}, whose model is "
         "kept: fewer epochs or old data to replay may do better."
     )
-
-
-def _replayed(options: TrainOptions) -> list[Labelled]:
-    """Old structures, drawn with the seed."""
-    if not options.replay:
-        return []
-    from selectron.structures import Pool
-
-    with Pool.open(options.replay) as pool:
-        count = min(options.replay_count, len(pool))
-        chosen = np.sort(np.random.default_rng(options.seed).choice(len(pool), count, replace=False))
-        return equally_weighted(labelled([pool[int(i)] for i in chosen], what="replay"))
 
 
 def _shifts(shift: ReferenceShift, structures: Sequence[Labelled]) -> np.ndarray:
@@ -274,9 +268,13 @@ def _refuse_diverged(before: Errors, after: Errors, options: TrainOptions, run: 
     losses = [one.loss(*options.final_weights, squares=squares) for one in (after, before)]
     grown = (losses[0] / max(losses[1], 1e-12)) ** (0.5 if squares else 1.0)
     if grown > options.divergence_factor:
+        changes = [
+            f"energies went from {before.energy_rmse_meV_atom:.1f} to {after.energy_rmse_meV_atom:.1f} meV/atom",
+            f"forces from {before.force_rmse:.3f} to {after.force_rmse:.3f} eV/Å",
+        ]
+        known = [change for change in changes if "nan" not in change]  # the set may have no energies, or no forces
         raise TrainingFailed(
-            f"The training diverged: on the validation set energies went from {before.energy_rmse_meV_atom:.1f} to "
-            f"{after.energy_rmse_meV_atom:.1f} meV/atom and forces from {before.force_rmse:.3f} to {after.force_rmse:.3f} eV/Å "
-            f"(RMSE); {kept(run)} Often the learning rate is too large, there are too few epochs to make up for its first "
-            "steps, or the validation set is unlike what was trained on."
+            f"The training diverged: on the validation set {listed(known)} (RMSE); {kept(run)} Often the learning rate is "
+            "too large, there are too few epochs to make up for its first steps, or the validation set is unlike what was "
+            "trained on."
         )

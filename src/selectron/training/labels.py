@@ -2,82 +2,121 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from ase import Atoms
 from ase.data import chemical_symbols
 
 from selectron.errors import SelectronError
+from selectron.structures.heads import of_one_head
+from selectron.structures.isolated import is_isolated_atom
+from selectron.structures.label_source import LabelCensus, LabelKeys
+from selectron.structures.label_values import LabelSource, read_labels
+from selectron.structures.label_weights import label_weights, weight_key
 from selectron.structures.reader import UnreadableFrame
 from selectron.structures.writing import WEIGHT_KEY, write_extxyz
 
+ATOM_ENERGIES_DIFFER_eV = 1e-3
+
 
 class Labelled(NamedTuple):
-    """A structure with its labels: energy in eV, forces (N, 3) in eV/Å, both float64; ``weight`` is its factor in the loss."""
+    """A structure with its labels.
+
+    | field         | shape  | unit | meaning                                                                       |
+    |---------------|--------|------|-------------------------------------------------------------------------------|
+    | energy_eV     |        | eV   | NaN where it is not to be used                                                 |
+    | forces        | (N, 3) | eV/Å | float64; NaN where they are not to be used                                     |
+    | weight        |        |      | factor of all its labels in the loss                                           |
+    | stress        | (3, 3) | eV/Å³| (1/V) dE/dε, positive under tension; None where there is none, or no volume    |
+    | energy_weight |        |      | factor of its energy in the loss; so ``forces_weight`` and ``stress_weight``   |
+    """
 
     atoms: Atoms
     energy_eV: float
     forces: np.ndarray
     weight: float = 1.0
+    stress: np.ndarray | None = None
+    energy_weight: float = 1.0
+    forces_weight: float = 1.0
+    stress_weight: float = 1.0
+
+    @property
+    def has_energy(self) -> bool:
+        """Whether the energy is to be used."""
+        return bool(np.isfinite(self.energy_eV))
+
+    @property
+    def has_forces(self) -> bool:
+        """Whether the forces are to be used."""
+        return bool(np.isfinite(self.forces).all())
 
 
-def labelled(structures: Iterable[Atoms], *, what: str = "training") -> list[Labelled]:
-    """``structures`` with the energies and forces of their calculators, or of ``info`` and arrays (also as ``REF_…``).
+class LabelledSet(NamedTuple):
+    """Labelled structures, isolated atoms among them, the keys of their labels, and sentences about them for a person."""
 
-    Weights are those of ``info["config_weight"]``, else 1. Raises SelectronError for the first structure without a finite
-    energy and finite forces, or with a weight that is no number of at least 0.
+    structures: list[Labelled]
+    source: LabelSource | None
+    said: list[str]
+
+
+def labelled_set(
+    structures: Iterable[Atoms],
+    *,
+    what: str = "training",
+    keys: LabelKeys | None = None,
+    head: str | None = None,
+    planar: bool = False,
+) -> LabelledSet:
+    """``structures`` with their labels, which come from one source (:mod:`selectron.structures.label_source`).
+
+    Args:
+        structures: of which those of other heads are left out where they have several.
+        what: which set it is, for sentences.
+        keys: of the labels, as far as they are named.
+        head: the one to take of structures with several.
+        planar: structures are points in the plane, of one atom that is not an isolated one.
+
+    An isolated atom without forces has the force 0. Raises SelectronError for several heads or sources of labels, the first
+    structure without an energy and forces of the source, and labels or weights that are no numbers.
     """
-    found = []
-    for index, atoms in enumerate(structures):
-        where = f"structure {index} of the {what} set"
-        energy = _result(atoms, "energy", atoms.info)
-        forces = _result(atoms, "forces", atoms.arrays)
-        missing = [name for name, value in (("an energy", energy), ("forces", forces)) if value is None]
-        if missing:
-            raise SelectronError(
-                f"{where.capitalize()} has no {' and no '.join(m.removeprefix('an ') for m in missing)}; "
-                "training needs both, as extended XYZ holds them in 'energy' and 'forces'."
-            )
-        rows = np.asarray(forces, dtype=float)
-        if rows.shape != (len(atoms), 3) or not (np.isfinite(float(energy)) and np.isfinite(rows).all()):
-            raise SelectronError(f"{where.capitalize()} has an energy or forces that are not finite numbers.")
-        found.append(Labelled(atoms, float(energy), rows, _weight(atoms, where)))
-    return found
+    given = list(structures)
+    places, note = of_one_head(given, head, what=what)
+    census = LabelCensus(keys, what=what, planar=planar)
+    for place in places:
+        census.add(given[place], index=place)
+    if not places:
+        return LabelledSet([], None, [])
+    source = census.source()
+    found = [_labelled(given[place], source, place, what) for place in places]
+    counted = [one for one in found if planar or not is_isolated_atom(one.atoms)]
+    per_atom = np.array([one.energy_eV / len(one.atoms) for one in counted if one.has_energy])
+    stresses = sum(one.stress is not None for one in counted)
+    return LabelledSet(found, source, [*([note] if note else []), census.line(source, per_atom, stresses)])
 
 
-def _weight(atoms: Atoms, where: str) -> float:
-    given = atoms.info.get(WEIGHT_KEY, 1.0)
-    try:
-        weight = float(given)
-    except (TypeError, ValueError):
-        weight = math.nan
-    if not (math.isfinite(weight) and weight >= 0.0):
-        raise SelectronError(f"{where.capitalize()} has the {WEIGHT_KEY} {given!r}, which is no number of at least 0.")
-    return weight
+def labelled(structures: Iterable[Atoms], *, what: str = "training", keys: LabelKeys | None = None) -> list[Labelled]:
+    """The structures of :func:`labelled_set`."""
+    return labelled_set(structures, what=what, keys=keys).structures
 
 
-def _result(atoms: Atoms, name: str, other: Mapping[str, Any]) -> Any:
-    results = getattr(atoms.calc, "results", {}) if atoms.calc is not None else {}
-    for place, key in ((results, name), (other, name), (other, f"REF_{name}")):
-        if place.get(key) is not None:
-            return place[key]
-    return None
-
-
-def stress_of(atoms: Atoms) -> np.ndarray | None:
-    """Stress (3, 3) in eV/Å³, from where :func:`labelled` looks, in Voigt order (xx, yy, zz, yz, xz, xy) or as nine numbers.
-
-    None where there is none, or one that is not finite.
-    """
-    found = _result(atoms, "stress", atoms.info)
-    values = np.zeros(0) if found is None else np.asarray(found, dtype=float).ravel()
-    if values.size not in (6, 9) or not np.isfinite(values).all():
-        return None
-    return values[[0, 5, 4, 5, 1, 3, 4, 3, 2]].reshape(3, 3) if values.size == 6 else values.reshape(3, 3)
+def _labelled(atoms: Atoms, source: LabelSource, index: int, what: str) -> Labelled:
+    energy, forces, stress = read_labels(atoms, source, index=index, what=what)
+    weights = label_weights(atoms, index=index, what=what)
+    if forces is None:
+        forces = np.full((len(atoms), 3), np.nan if weights.forces == 0.0 else 0.0)
+    return Labelled(
+        atoms,
+        np.nan if energy is None else energy,
+        forces,
+        weights.all,
+        stress,
+        energy_weight=weights.energy,
+        forces_weight=weights.forces,
+        stress_weight=weights.stress,
+    )
 
 
 def usable(entries: Iterable[Atoms | UnreadableFrame], *, what: str) -> Iterator[Atoms]:
@@ -99,26 +138,36 @@ def check_elements(structures: Sequence[Labelled], known: Iterable[int], *, mode
         )
 
 
-def without_isolated_atoms(structures: Sequence[Labelled]) -> tuple[list[Labelled], dict[str, float]]:
-    """Structures of more than one atom, and the energy in eV of each element that occurs as an atom alone in vacuum.
+def without_isolated_atoms(
+    structures: Sequence[Labelled], *, what: str = "training"
+) -> tuple[list[Labelled], dict[str, float]]:
+    """Structures that are no isolated atom, and the energy in eV of each element that occurs as one.
 
     An atom alone fixes a reference energy and teaches forces nothing. Models differ in what they say of one (a MACE
     with a shift of the interaction energy does not give its reference), so it is not mixed with the rest.
+
+    Raises SelectronError where an element has several energies.
     """
     alone: dict[str, float] = {}
     rest = []
     for one in structures:
-        if len(one.atoms) == 1 and not one.atoms.pbc.any():
-            alone.setdefault(chemical_symbols[int(one.atoms.numbers[0])], one.energy_eV)
-        else:
+        if not is_isolated_atom(one.atoms):
             rest.append(one)
+            continue
+        symbol = chemical_symbols[int(one.atoms.numbers[0])]
+        if one.has_energy and abs(alone.setdefault(symbol, one.energy_eV) - one.energy_eV) > ATOM_ENERGIES_DIFFER_eV:
+            raise SelectronError(
+                f"Isolated atoms of {symbol} in the {what} set have different energies, {alone[symbol]:.6g} and "
+                f"{one.energy_eV:.6g} eV: keep the one of the state that is meant."
+            )
     return rest, alone
 
 
 def write_for_mace(path: Path, structures: Sequence[Labelled], energy_shifts_eV: np.ndarray | None = None) -> None:
-    """Extended XYZ with the keys that mace-torch reads by default (REF_energy, REF_forces, REF_stress, config_weight).
+    """Extended XYZ with the keys that mace-torch reads by default (REF_energy, REF_forces, REF_stress, config weights).
 
-    Whatever else a structure carries (a config_type, a head) would mean something to mace-torch, and is left out.
+    A label that is not to be used is not written, which mace-torch takes as a weight of 0. Whatever else a structure carries (a
+    config_type, a head) would mean something to mace-torch, and is left out.
     """
     write_extxyz(
         path,
@@ -128,19 +177,34 @@ def write_for_mace(path: Path, structures: Sequence[Labelled], energy_shifts_eV:
 
 def _plain(one: Labelled, shift_eV: float) -> Atoms:
     atoms = Atoms(one.atoms.numbers, one.atoms.positions, cell=one.atoms.cell, pbc=one.atoms.pbc)
-    atoms.info["REF_energy"] = one.energy_eV + float(shift_eV)
-    atoms.arrays["REF_forces"] = one.forces
-    if one.weight != 1.0:
-        atoms.info[WEIGHT_KEY] = one.weight
-    stress = stress_of(one.atoms)
-    if stress is not None:
-        atoms.info["REF_stress"] = stress[[0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]]
+    if one.has_energy:
+        atoms.info["REF_energy"] = one.energy_eV + float(shift_eV)
+    if one.has_forces:
+        atoms.arrays["REF_forces"] = one.forces
+    if one.stress is not None:
+        atoms.info["REF_stress"] = one.stress[[0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]]
+    atoms.info.update(weights_of(one))
     return atoms
 
 
+def weights_of(one: Labelled) -> dict[str, float]:
+    """The weights of its labels that are not 1, under mace-torch's keys for ``info``."""
+    each = {"energy": one.energy_weight, "forces": one.forces_weight, "stress": one.stress_weight}
+    weights = {WEIGHT_KEY: one.weight, **{weight_key(label): weight for label, weight in each.items()}}
+    return {key: weight for key, weight in weights.items() if weight != 1.0}
+
+
 def equally_weighted(structures: Iterable[Labelled]) -> list[Labelled]:
-    """The same with weights of 1."""
-    return [one._replace(weight=1.0) for one in structures]
+    """The same with weights of 1; what is not to be used (a weight of 0 of one label) stays so."""
+    return [
+        one._replace(
+            weight=1.0,
+            energy_weight=float(one.energy_weight > 0.0),
+            forces_weight=float(one.forces_weight > 0.0),
+            stress_weight=float(one.stress_weight > 0.0),
+        )
+        for one in structures
+    ]
 
 
 def split(structures: Sequence[Labelled], fraction: float, seed: int) -> tuple[list[Labelled], list[Labelled]]:

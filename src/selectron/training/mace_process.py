@@ -68,6 +68,7 @@ def settings_of(
             f"--stage_two_lr={options.stage_two_learning_rate}",
             f"--stage_two_energy_weight={options.stage_two_energy_weight}",
             f"--stage_two_forces_weight={options.stage_two_forces_weight}",
+            f"--stage_two_stress_weight={options.stress_weight}",
         ]
     return {
         "arguments": [*arguments, *options.extra],
@@ -76,6 +77,7 @@ def settings_of(
         "last_stage": options.stage_two_start or 0,
         "threads": options.threads,
         "rebuild": False,
+        "absolute_stress": bool(options.stress_weight) and options.loss == "absolute",
     }
 
 
@@ -84,9 +86,12 @@ def loss_arguments(options: TrainOptions) -> list[str]:
     arguments = [
         f"--energy_weight={options.energy_weight}",
         f"--forces_weight={options.forces_weight}",
+        f"--stress_weight={options.stress_weight}",
         f"--lr={options.learning_rate}",
     ]
-    if options.loss == "absolute":
+    if options.stress_weight:
+        arguments += ["--loss=stress"]
+    elif options.loss == "absolute":
         arguments += ["--loss=l1l2energyforces"]
     if options.rate_factor is not None:
         arguments += ["--scheduler=ExponentialLR", f"--lr_scheduler_gamma={options.rate_factor}"]

@@ -8,14 +8,15 @@ loss, optimiser, schedule, steps, checkpoints) is mace-torch's. What differs fro
 * no error tables and no TorchScript copy at the end;
 * with ``keep_last`` the result is the last epoch's model, unless its validation loss is far above the lowest: which of the last
   epochs has the lowest loss on a small validation set is chance, and an early one is often a worse model;
-* weights of structures count in the force term of the absolute loss too, where mace-torch leaves them out;
+* weights of structures and of their forces count in the force term of the absolute loss too, where mace-torch leaves them out;
+* with ``absolute_stress`` the absolute loss has a stress term, which mace-torch's has not;
 * ``patience`` works (in mace-torch 0.3.16 it has no effect in a single process, and a loss that is NaN counts as better);
 * a loss that is not finite ends the training at once;
 * it ends when the process that started it has gone.
 
 Usage: ``python mace_runner.py settings.json`` with ``{"arguments": [...], "patience": n | null, "keep_last": true | false,
-"last_stage": epoch, "rebuild": false, "threads": n, "weighted": true | false, "layers": "auto" | "fast" | "plain",
-"selectron": version}``; writes
+"last_stage": epoch, "rebuild": false, "threads": n, "weighted": true | false, "absolute_stress": true | false,
+"layers": "auto" | "fast" | "plain", "selectron": version}``; writes
 ``outcome.json`` at the very end, and ``refused.txt`` where fast layers are asked for and cannot be had.
 """
 
@@ -71,15 +72,28 @@ def _fast_forward(model: Any, data: Any, version: str) -> tuple[Any, str]:
 
 
 def _weigh_forces() -> None:
-    """Structures' weights in the mean length of an atom's force error, as they are in all other terms of mace-torch."""
+    """Weights of structures and forces in the mean length of an atom's force error, as in all other terms of mace-torch."""
     losses: Any = import_module("mace.modules.loss")
 
     def mean_normed_error_forces(ref: Any, pred: Any, ddp: bool | None = None) -> Any:
         lengths = (ref["forces"] - pred["forces"]).norm(dim=-1)
-        weights = ref.weight.repeat_interleave(ref.ptr[1:] - ref.ptr[:-1])
+        weights = (ref.weight * ref.forces_weight).repeat_interleave(ref.ptr[1:] - ref.ptr[:-1])
         return losses.reduce_loss(weights * lengths, ddp)
 
     losses.mean_normed_error_forces = mean_normed_error_forces
+
+
+def _absolute_with_stress(args: Any) -> Any:
+    """mace-torch's loss of |ΔE|/N and lengths of force errors, and the mean |Δσ| of stress components beside."""
+    losses: Any = import_module("mace.modules.loss")
+
+    class AbsoluteStressLoss(losses.WeightedEnergyForcesL1L2Loss):
+        def forward(self, ref: Any, pred: Any, ddp: bool | None = None) -> Any:
+            weights = (ref.weight * ref.stress_weight).view(-1, 1, 1)
+            stress = losses.reduce_loss(weights * (ref["stress"] - pred["stress"]).abs(), ddp)
+            return super().forward(ref, pred, ddp) + args.stress_weight * stress
+
+    return AbsoluteStressLoss(energy_weight=args.energy_weight, forces_weight=args.forces_weight)
 
 
 def main(path: str) -> None:
@@ -102,6 +116,11 @@ def main(path: str) -> None:
 
     if settings["weighted"]:
         _weigh_forces()
+    if settings["absolute_stress"]:
+        its_loss = trainer.get_loss_fn
+        trainer.get_loss_fn = lambda args, *rest: (
+            _absolute_with_stress(args) if args.loss == "stress" else its_loss(args, *rest)
+        )
 
     class Logger(trainer.tools.MetricsLogger):
         """mace-torch's results file, with the CPU time so far; also where a training is ended early."""

@@ -12,8 +12,10 @@ from ase import Atoms
 
 from selectron.errors import SelectronError
 from selectron.potentials.mlp import MLPPotential
+from selectron.structures.label_source import LabelKeys
+from selectron.training.data import read_sets
 from selectron.training.evaluate import Errors, errors, summarise
-from selectron.training.labels import Labelled, equally_weighted, labelled, split
+from selectron.training.labels import Labelled
 from selectron.training.mlp_fit import fit_mlp
 from selectron.training.options import TrainOptions, resolved
 from selectron.training.outcome import FineTuned, TrainingFailed
@@ -29,7 +31,9 @@ def train_mlp(
     options: TrainOptions,
     folder: str | Path,
     *,
+    keys: LabelKeys | None = None,
     on_progress: Callable[[Epoch], None] | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> FineTuned:
     """Fits the networks in ``model`` (a ``.mlp`` file) to one-atom structures, starting from where they are.
 
@@ -42,14 +46,14 @@ def train_mlp(
     """
     wall, core = time.monotonic(), time.process_time()
     potential = MLPPotential.load(model)
-    training, validation = labelled(train, what="training"), labelled(valid or [], what="validation")
-    if not validation:
-        training, validation = split(training, options.validation_fraction, options.seed)
-    validation = equally_weighted(validation)
-    if options.weights == "equal":
-        training = equally_weighted(training)
-    if not any(one.weight for one in training):
-        raise SelectronError("The training set is empty." if not training else "All labels have the weight 0.")
+    data = read_sets(train, valid, options, keys, planar=True)
+    training, validation = data.training, data.validation
+    if any(one.energy_weight != 1.0 or one.forces_weight != 1.0 for one in [*training, *validation]):
+        raise SelectronError(
+            "An MLP is fitted to energies and forces together: config_weight is the only weight it takes."
+        )
+    for line in data.said if say is not None else ():
+        say(line)  # type: ignore[misc]
     potential.batch([one.atoms for one in [*training, *validation]])  # refuses structures of more than one atom
     before = stack_errors(potential, validation)
 
@@ -97,6 +101,7 @@ def train_mlp(
         n_train=len(training),
         n_valid=len(validation),
         warnings=[],
+        labels=data.said,
     )
 
 

@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 from ase.data import atomic_numbers
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from selectron.training.extra import UNIVERSAL, loss_of, refusal
+
 PRESETS: dict[str, dict[str, Any]] = {
     "paper-lora": {
         "method": "lora",
@@ -72,6 +74,13 @@ class TrainOptions(BaseModel):
     )
     energy_weight: float = Field(100.0, ge=0, description="Of the energy term of the loss, in eV/atom or its square.")
     forces_weight: float = Field(10.0, ge=0, description="Of the force term of the loss, in eV/Å or its square.")
+    stress_weight: float = Field(
+        0.0,
+        ge=0,
+        description="Of the stress term of the loss, in eV/Å³ (mean of the components' absolute errors) or its square; 0: "
+        "stresses are not fitted. Structures without a stress or an open direction have none. A stress error of 1 GPa is "
+        "0.006 eV/Å³.",
+    )
     stage_two_start: int | None = Field(
         None, ge=1, description="Epoch at which the weights and learning rate of stage two take over; none: one stage."
     )
@@ -99,7 +108,8 @@ class TrainOptions(BaseModel):
     weights: Literal["given", "equal"] = Field(
         "given",
         description="What labels count for in the loss. given: as their config_weight says, which picks carry for what they "
-        "stand for in the pool; equal: all the same. Validation and replayed structures always count the same.",
+        "stand for in the pool, and config_energy_weight, config_forces_weight and config_stress_weight; equal: all the same, "
+        "but for a label of weight 0, which is never used. Validation and replayed structures always count the same.",
     )
     validation_fraction: float = Field(
         0.1, gt=0, lt=1, description="Share of the training set set aside where no validation set is given."
@@ -131,7 +141,11 @@ class TrainOptions(BaseModel):
     seed: int = Field(0, ge=0, description="Of shuffling, LoRA, validation split and replay.")
     device: str = Field("cpu", description="cpu, cuda or cuda:N.")
     dtype: Literal["auto", "float32", "float64"] = Field("auto", description="auto: the precision the model file has.")
-    head: str | None = Field(None, description="Head of a model with several; the result has this head alone.")
+    head: str | None = Field(
+        None,
+        description="Head of a model with several, which the result has alone; of a training set with several (head) the "
+        "structures of this one are used.",
+    )
     layers: Literal["auto", "fast", "plain"] = Field(
         "auto",
         description="What computes energies and forces in training. fast: selectron's layers, on the same parameters; plain: "
@@ -146,7 +160,9 @@ class TrainOptions(BaseModel):
     )
     time_limit_s: float | None = Field(None, gt=0, description="Longest a training may take; none: no limit.")
     extra: list[str] = Field(
-        [], description="Further arguments of mace_run_train, verbatim; they win over all of the above."
+        [],
+        description="Further arguments of mace_run_train, verbatim; they win over all of the above. Refused are those that "
+        "name keys, data, references or places, and losses that leave out weights.",
     )
 
     @model_validator(mode="before")
@@ -165,6 +181,12 @@ class TrainOptions(BaseModel):
             )
         if not (self.energy_weight or self.forces_weight):
             raise ValueError("one of energy_weight and forces_weight has to be above zero")
+        if (reason := refusal(self.extra)) is not None:
+            raise ValueError(reason)
+        if self.stress_weight and loss_of(self.extra) not in (None, UNIVERSAL):
+            raise ValueError(
+                f"--loss={loss_of(self.extra)} in extra has no stress term, but stress_weight is {self.stress_weight}"
+            )
         return self
 
     @property
