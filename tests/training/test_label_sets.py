@@ -324,3 +324,11 @@ def test_a_loss_that_leaves_weights_out_is_refused_where_there_are_weights(frame
         read_sets(weighed, None, TrainOptions(extra=extra))
     read_sets(weighed, None, TrainOptions(extra=extra, weights="equal"))
     read_sets([reference(a) for a in frames], None, TrainOptions(extra=extra))
+
+
+def test_two_levels_of_theory_in_one_set_are_told():
+    with Pool.open(["embedded"]) as pool:
+        own = [pool[i] for i in range(40)]
+    mixed = [reference(atoms, offset_eV=500.0 * (i % 2)) for i, atoms in enumerate(own)]
+    assert not [line for line in read_sets(own, None, TrainOptions()).said if "levels of theory" in line]
+    assert [line for line in read_sets(mixed, None, TrainOptions()).said if "levels of theory in one set?" in line]

@@ -9,8 +9,16 @@ import numpy as np
 from ase import Atoms
 
 from selectron.errors import SelectronError
+from selectron.structures.isolated import is_isolated_atom
 from selectron.structures.label_source import LabelKeys
 from selectron.structures.label_values import LabelSource
+from selectron.structures.level_groups import (
+    about_levels,
+    about_unexplained,
+    level_groups,
+    symbols_of,
+    unexplained_eV_atom,
+)
 from selectron.training.extra import check_weights
 from selectron.training.labels import (
     Labelled,
@@ -64,6 +72,7 @@ def read_sets(
         raise SelectronError("The training set is empty." if not training else "All labels have the weight 0.")
     check_weights(options.extra, weighted=any(one.weight != 1.0 for one in training))
     said = [*first.said, *second.said, *(old.said if old is not None else []), *_about_stress(options, training)]
+    said += [] if planar else _about_levels(first.structures)
     replayed = [] if old is None else equally_weighted(without_isolated_atoms(old.structures, what="replay")[0])
     return TrainingData(training, validation, replayed, isolated_eV, said)
 
@@ -76,6 +85,18 @@ def _refuse_two_sources(first: LabelSource | None, second: LabelSource | None) -
         f"{second.forces}: errors between two sources mean nothing; name keys that both sets have with --energy-key and "
         "--forces-key, or write both under the same keys."
     )
+
+
+def _about_levels(structures: Sequence[Labelled]) -> list[str]:
+    """Where energies fall into groups of levels of theory, or scatter more than one level's do."""
+    if not structures:
+        return []
+    numbers = np.unique(np.concatenate([one.atoms.numbers for one in structures]))
+    counts = np.stack([(one.atoms.numbers[:, None] == numbers).sum(axis=0) for one in structures])
+    energies_eV = np.array([np.nan if is_isolated_atom(one.atoms) else one.energy_eV for one in structures])
+    said = about_levels(level_groups(counts, energies_eV), symbols_of(numbers))
+    said = said or about_unexplained(unexplained_eV_atom(counts, energies_eV))
+    return [f"Warning: {said}"] if said else []
 
 
 def _about_stress(options: TrainOptions, training: Sequence[Labelled]) -> list[str]:
