@@ -294,11 +294,9 @@ def test_a_damaged_cache_says_which_file(run, folder):
     assert run("score pool.extxyz -m m.model")[0] == 0
     (cache,) = (folder / "cache" / "features").glob("*.sqlite")
     cache.write_bytes(b"no database" * 1000)
-    code, _, err = run("score pool.extxyz -m m.model")
-    assert code == 2
-    assert str(cache) in err
-    assert "damaged" in err
-    cache.unlink()
+    code, out, err = run("score pool.extxyz -m m.model")
+    assert code == 0
+    assert f"{cache} was damaged" in " ".join((out + err).split())
     assert run("score pool.extxyz -m m.model")[0] == 0
 
 

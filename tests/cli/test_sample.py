@@ -137,7 +137,7 @@ BAD = {
     "--model embedded water.xyz -o out.traj": "Frames are extended XYZ",
     "--model embedded water.xyz --options none.yaml": "Cannot read none.yaml",
     "--model embedded water.xyz --checkpoint water.xyz": "written over an input",
-    "--model embedded water.xyz --checkpoint other.ckpt --method langevin": "other.ckpt is no checkpoint",
+    "--model embedded water.xyz --checkpoint other.ckpt --method langevin": "other.ckpt is not a checkpoint",
 }  # fmt: skip
 
 

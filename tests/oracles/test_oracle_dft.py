@@ -227,6 +227,7 @@ def test_radicals_ions_and_triplets():
 
     def energy(name, **info):
         atoms = molecule(name)
+        atoms.set_initial_magnetic_moments(None)  # which would state a multiplicity
         atoms.info = info
         return oracle.label(atoms).energy_eV
 

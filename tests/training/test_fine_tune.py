@@ -290,7 +290,7 @@ def test_what_cannot_be_trained_is_refused_in_a_sentence(reactive, tmp_path, tin
         ([bare], "Structure 0 of the training set has no energy and no forces"),
         ([reactive[0], energy_only], "Structure 1 of the training set has no forces"),
         ([reactive[0], unknown], "does not know S"),
-        ([reactive[0], endless], "Structure 1 .* not finite"),
+        ([reactive[0], endless], "Structure 1 .* not a finite number"),
         ([reactive[0]], "at least two structures"),
         ([], "at least two structures"),
     ):
