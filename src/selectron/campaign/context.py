@@ -66,6 +66,9 @@ class Reporter:
 
     def __init__(self, state: CampaignState, watcher: Watcher) -> None:
         self._state, self._watcher = state, watcher
+        state.tell = watcher.say
+        for line in state.warnings:
+            watcher.say(line)
         self._stage, self._arm, self._round = "", "", 0
         self._label, self._done, self._total, self._started = "", 0, 0, time.time()
 

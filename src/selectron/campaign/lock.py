@@ -26,7 +26,7 @@ def campaign_lock(folder: Path) -> Iterator[None]:
 
     Raises SelectronError where another process holds it.
     """
-    with open(folder / FILE, "a+", encoding="ascii") as stream:
+    with open(folder / FILE, "a+", encoding="ascii", errors="replace") as stream:
         # whoever asks for the status holds the lock for a moment
         for attempt in range(_ATTEMPTS):
             if _taken(stream):
@@ -55,7 +55,7 @@ def running(folder: Path) -> int | None:
     if folder.resolve() in _held:  # to open and close the file here would let the lock go
         return os.getpid()
     try:
-        stream = open(folder / FILE, "r+", encoding="ascii")  # noqa: SIM115
+        stream = open(folder / FILE, "r+", encoding="ascii", errors="replace")  # noqa: SIM115
     except OSError:
         return None
     with stream:

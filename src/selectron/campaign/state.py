@@ -14,13 +14,22 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from selectron.campaign.artifacts import Artifacts
+from selectron.checked_rows import (
+    ASIDE,
+    CheckedTable,
+    add_checksums,
+    connect,
+    has_checksums,
+    look_through,
+    refuse_damage,
+)
 from selectron.errors import SelectronError
 
 FILE, FORMAT = "campaign.sqlite", 1
 _HEARTBEAT_S = 0.5
 
 _SCHEMA = """
-CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL, checksum BLOB);
 CREATE TABLE IF NOT EXISTS stages (
     id INTEGER PRIMARY KEY,
     key TEXT UNIQUE NOT NULL,
@@ -31,7 +40,8 @@ CREATE TABLE IF NOT EXISTS stages (
     output TEXT NOT NULL,
     wall_s REAL NOT NULL,
     core_s REAL NOT NULL,
-    started REAL NOT NULL
+    started REAL NOT NULL,
+    checksum BLOB
 );
 CREATE TABLE IF NOT EXISTS trail (position INTEGER PRIMARY KEY, key TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS activity (
@@ -44,6 +54,16 @@ CREATE TABLE IF NOT EXISTS activity (
 
 
 _COLUMNS = ("key", "name", "arm", "round", "inputs", "output", "wall_s", "core_s", "started")
+
+
+def _plausible_stage(key: Any, name: Any, arm: Any, round: Any, inputs: Any, output: Any, *times: Any) -> bool:
+    right = stage_key(name, json.loads(inputs), arm, round) == key and isinstance(json.loads(output), dict)
+    return right and all(isinstance(one, float) for one in times)
+
+
+_FACTS = CheckedTable("facts", ("name", "value"), "fact", ASIDE, lambda name, value: json.loads(value) is not ...)
+_STAGES = CheckedTable("stages", _COLUMNS, "stage", f"{ASIDE}, but run again", _plausible_stage)
+_TABLES = (_FACTS, _STAGES)
 
 
 class Stage(NamedTuple):
@@ -77,11 +97,17 @@ class Activity(NamedTuple):
     updated: float
 
 
+_ACTIVITY = (str, str, int, str, int, int, float, float)
+
+
 class CampaignState:
     """The stages of the campaign in ``folder``.
 
     Every stage is a function of its inputs; it is done when its row is committed (write-ahead log, flushed to disk). A stage
     whose row is there is never run again, so that a campaign that was killed goes on where it stood.
+
+    Facts and stages carry checksums. A stage that is damaged is set aside and run again, which ``tell`` is told; who only
+    reads gets an error. Files from before there were checksums get them when they are opened for writing.
 
     Raises SelectronError where the file cannot be opened or written, or is of another format.
     """
@@ -91,16 +117,26 @@ class CampaignState:
         self.artifacts = Artifacts(folder / "artifacts")
         self._last_beat = 0.0
         self._position = 0
+        self._read_only = read_only
+        self.tell: Callable[[str], object] = lambda line: None
+        self.warnings: list[str] = []
         if read_only and not self.path.is_file():
             raise SelectronError(f"There is no campaign in {folder}: it has no {FILE}.")
         with self._explained():
             where = f"file:{_escaped(self.path)}" + ("?mode=ro" if read_only else "")
-            self._connection = sqlite3.connect(where, uri=True, timeout=60.0)
-            if not read_only:
+            self._connection = connect(where, uri=True)
+            if read_only:
+                refuse_damage(self._connection, self.path)
+            else:
                 self._connection.execute("PRAGMA journal_mode=WAL")
                 self._connection.execute("PRAGMA synchronous=FULL")
                 with self._connection:
+                    self.warnings += look_through(self._connection, _TABLES, self.path)
                     self._connection.executescript(_SCHEMA)
+                if not all(has_checksums(self._connection, table) for table in _TABLES):
+                    with self._connection:
+                        self._connection.execute("BEGIN IMMEDIATE")
+                        self.warnings += add_checksums(self._connection, _TABLES, self.path)
             found = self.fact("format")
         if found is not None and found != FORMAT:
             raise SelectronError(f"{self.path} has format {found}, and this version of selectron reads {FORMAT}.")
@@ -112,26 +148,41 @@ class CampaignState:
     def fact(self, name: str) -> Any:
         """A fact about the whole campaign, or None."""
         with self._explained():
-            row = self._connection.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
-        return None if row is None else json.loads(row[0])
+            rows = list(_FACTS.rows(self._connection, "name = ?", (name,)))
+        for row in rows:
+            if not row.whole:
+                raise SelectronError(
+                    f"What {self.path} says of the campaign's {name} is damaged: put the file back from a copy, or begin "
+                    "another campaign (with label_store no label is bought again)."
+                )
+            return json.loads(str(row.values[1]))
+        return None
 
     def set_facts(self, facts: Mapping[str, Any]) -> None:
         """Keeps ``facts``, all or none."""
         rows = [(name, _json(value)) for name, value in facts.items()]
         with self._explained(), self._connection:
-            self._connection.executemany("INSERT OR REPLACE INTO facts (name, value) VALUES (?, ?)", rows)
+            for row in rows:
+                _FACTS.insert(self._connection, row, "REPLACE")
 
     def stages(self) -> list[Stage]:
         """The stages that the campaign has come through, in order.
 
         Stages of an earlier configuration of the same campaign, which the present one does not need, are not among them.
         """
-        columns = ", ".join(f"stages.{name}" for name in _COLUMNS)
-        with self._explained():
-            rows = self._connection.execute(
-                f"SELECT {columns} FROM trail JOIN stages ON stages.key = trail.key ORDER BY position"
-            ).fetchall()
-        return [_stage(row) for row in rows]
+        with self._explained(), self._connection:
+            self._connection.execute("BEGIN")  # one moment, also while another process goes on
+            trail = self._connection.execute("SELECT position, key FROM trail ORDER BY position").fetchall()
+            rows = {row.values[0]: row for row in _STAGES.rows(self._connection, "key IN (SELECT key FROM trail)")}
+        found = []
+        for place, (position, key) in enumerate(trail):
+            if position != place or key not in rows or not rows[key].whole:
+                raise SelectronError(
+                    f"What {self.path} says of stage {place + 1} of the campaign is damaged: go on with: "
+                    f"selectron resume {self.folder}, which does that stage again."
+                )
+            found.append(_stage(rows[key].values))
+        return found
 
     def rewind(self) -> None:
         """The campaign is gone through from its beginning."""
@@ -151,8 +202,13 @@ class CampaignState:
     def find(self, key: str) -> Stage | None:
         """The finished stage ``key``, or None."""
         with self._explained():
-            row = self._connection.execute(f"SELECT {', '.join(_COLUMNS)} FROM stages WHERE key = ?", (key,)).fetchone()
-        return None if row is None else _stage(row)
+            for row in list(_STAGES.rows(self._connection, "key = ?", (key,))):
+                if row.whole:
+                    return _stage(row.values)
+                with self._connection:
+                    _STAGES.set_aside(self._connection, row)
+                self.tell(_STAGES.told(row, self.path))
+        return None
 
     def stage(
         self,
@@ -188,11 +244,7 @@ class CampaignState:
         done = Stage(key, name, arm, round, dict(inputs), output, wall_s, core_s, began)
         row = (*done[:4], _json(done.inputs), _json(done.output), *done[6:])
         with self._explained(), self._connection:
-            self._connection.execute(
-                "INSERT INTO stages (key, name, arm, round, inputs, output, wall_s, core_s, started)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                row,
-            )
+            _STAGES.insert(self._connection, row, "ABORT")
         self._pass(key)
         # as a reader of the row will have it
         return _stage(row)
@@ -216,7 +268,9 @@ class CampaignState:
             row = self._connection.execute(
                 "SELECT stage, arm, round, label, done, total, started, updated FROM activity"
             ).fetchone()
-        return None if row is None else Activity(*row)
+        if row is None or not all(isinstance(one, kind) for one, kind in zip(row, _ACTIVITY, strict=True)):
+            return None  # nothing, or damaged: it is for people who watch alone
+        return Activity(*row)
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
