@@ -10,7 +10,7 @@ import os
 import resource
 import sys
 import traceback
-from contextlib import suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,17 @@ from ase.calculators.emt import EMT
 from ase.io import write
 
 FORMULAE = ("H2O", "CH4", "CO2", "CH3OH", "C2H4", "H2CO")
+
+
+@contextmanager
+def history_rewritten(folder):
+    """The campaign's database, in which stages may be changed; in the end each has the checksum of what it then holds."""
+    from selectron.campaign.state import _COLUMNS, FILE
+    from selectron.checked_rows import connect
+
+    with closing(connect(str(folder / FILE))) as connection, connection:
+        yield connection
+        connection.execute(f"UPDATE stages SET checksum = row_checksum({', '.join(_COLUMNS)})")
 
 
 class CountedEMT(EMT):

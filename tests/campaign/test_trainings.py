@@ -1,18 +1,15 @@
 """Trainings of both arms at the same time: same results as one after the other, each told apart."""
 
 import re
-import sqlite3
-from contextlib import closing
 
 import pytest
-from quick_campaign import begin_in, prepare, quick_fine_tune, story
+from quick_campaign import begin_in, history_rewritten, prepare, quick_fine_tune, story
 
 import selectron.campaign.fitting
 import selectron.training.fine_tune
 from selectron.campaign.context import Unwatched
 from selectron.campaign.history import read_campaign
 from selectron.campaign.run import run_campaign
-from selectron.campaign.state import FILE
 from selectron.errors import SelectronError
 from selectron.training.mace_process import kept
 from selectron.training.outcome import TrainingFailed
@@ -80,7 +77,7 @@ def test_what_ran_at_the_same_time_counts_once_by_the_clock(play):
     run_campaign(folder)
     times = {("selected", 1): (100.0, 30.0), ("random", 1): (110.0, 25.0), ("selected", 2): (200.0, 5.0)}
     times["random", 2] = (201.0, 2.0)
-    with closing(sqlite3.connect(folder / FILE)) as connection, connection:
+    with history_rewritten(folder) as connection:
         for (arm, number), (started, wall_s) in times.items():
             connection.execute(
                 "UPDATE stages SET started = ?, wall_s = ?, core_s = 7 WHERE name = 'train' AND arm = ? AND round = ?",

@@ -6,10 +6,8 @@ import json
 import os
 import re
 import shutil
-import sqlite3
 import subprocess
 import sys
-from contextlib import closing
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
@@ -22,7 +20,7 @@ if str(CAMPAIGNS) not in sys.path:
     sys.path.insert(0, str(CAMPAIGNS))
 
 from ase.io import read, write  # noqa: E402
-from quick_campaign import begin_in, prepare, quick_fine_tune, rattled, run_quickly  # noqa: E402
+from quick_campaign import begin_in, history_rewritten, prepare, quick_fine_tune, rattled, run_quickly  # noqa: E402
 from rich.console import Console  # noqa: E402
 from scipy.spatial.distance import pdist  # noqa: E402
 
@@ -254,7 +252,7 @@ def copied(folder, target):
 
 def without_planes(folder):
     """The campaign in ``folder`` as a version without planes left it."""
-    with closing(sqlite3.connect(folder / "campaign.sqlite")) as connection, connection:
+    with history_rewritten(folder) as connection:
         connection.execute("DELETE FROM trail WHERE key IN (SELECT key FROM stages WHERE name = 'map')")
         connection.execute("DELETE FROM stages WHERE name = 'map'")
         for key, text in connection.execute("SELECT key, output FROM stages WHERE name = 'pick'").fetchall():
