@@ -254,6 +254,9 @@ def without_planes(folder):
     """The campaign in ``folder`` as a version without planes left it."""
     with history_rewritten(folder) as connection:
         connection.execute("DELETE FROM trail WHERE key IN (SELECT key FROM stages WHERE name = 'map')")
+        trail = connection.execute("SELECT key FROM trail ORDER BY position").fetchall()
+        connection.execute("DELETE FROM trail")
+        connection.executemany("INSERT INTO trail VALUES (?, ?)", [(place, key) for place, (key,) in enumerate(trail)])
         connection.execute("DELETE FROM stages WHERE name = 'map'")
         for key, text in connection.execute("SELECT key, output FROM stages WHERE name = 'pick'").fetchall():
             output = json.loads(text)
