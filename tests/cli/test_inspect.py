@@ -169,6 +169,17 @@ def test_keys_are_named_as_train_has_them(seen):
     assert "pbe_energy" in err
 
 
+def test_structures_of_several_heads_are_what_train_refuses(seen):
+    structures = labelled(6)
+    for i, atoms in enumerate(structures):
+        atoms.info["head"] = ("pbe", "wb97x")[i % 2]
+    code, found, err = seen(structures)
+    assert (code, found["trainable"]) == (2, False)
+    assert "pbe in 3 and wb97x in 3; name one of them with --head" in found["why"]
+    assert found["why"] in " ".join(err.split())
+    assert seen(structures, "--head pbe")[0] == 0
+
+
 def test_wrong_energies_and_large_forces_are_named(seen):
     structures = labelled(60)
     structures[31].info["REF_energy"] += 37.0

@@ -95,7 +95,6 @@ def test_two_sources_in_a_set_are_refused_and_one_can_be_chosen():
         "REF_energy in 1",
         "REF_forces in 1 of 3",
         "--energy-key",
-        "labels: {",
     ):
         assert expected in str(caught.value)
     with pytest.raises(

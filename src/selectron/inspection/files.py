@@ -56,7 +56,7 @@ def inspect(
     elements = None if potential is None else potential.elements
     checks = Checks(elements) if min_distance_A is None else Checks(elements, min_distance_A=min_distance_A)
     with Pool.open(files) as pool:
-        look = Look(pool, labels or LabelKeys(), checks)
+        look = Look(pool, labels or LabelKeys(), checks, head)
         if progress is not None:
             progress.start("reading", len(pool))
         for chunk in pool.chunks(CHUNK):

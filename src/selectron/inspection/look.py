@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 from ase import Atoms
 from ase.data import chemical_symbols
@@ -19,6 +21,7 @@ from selectron.inspection.result import Energies, Forces, Inspection, Place, Ran
 from selectron.inspection.texts import TextsCensus, WeightsCensus
 from selectron.structures import Checks, Pool, UnreadableFrame
 from selectron.structures.electronic_state import StateError, stated
+from selectron.structures.heads import check_heads, head_of
 from selectron.structures.isolated import is_isolated_atom
 from selectron.structures.label_source import REFERENCE, RESULTS, LabelCensus, LabelKeys
 from selectron.structures.label_values import LabelSource
@@ -33,8 +36,9 @@ NAMED = 5
 class Look:
     """Takes the structures of ``pool`` in one by one, in order, and says what it saw."""
 
-    def __init__(self, pool: Pool, keys: LabelKeys, checks: Checks) -> None:
-        self._pool, self._checks = pool, checks
+    def __init__(self, pool: Pool, keys: LabelKeys, checks: Checks, head: str | None = None) -> None:
+        self._pool, self._checks, self._head = pool, checks, head
+        self._heads: Counter[str | None] = Counter()
         self.labels, self.columns = LabelCensus(keys), LabelColumns(keys)
         self._refusals, self._isolated = RefusalCensus(), IsolatedCensus()
         self._makeup, self._keys = MakeupCensus(), KeysCensus()
@@ -55,6 +59,7 @@ class Look:
             self._refuse(place, entry.reason)
             return
         index, keys = len(self.labels), set(self.labels.candidates(entry))
+        self._heads[head_of(entry)] += 1
         for census in (self.labels, self._keys, self._texts, self._weights):
             census.add(entry)
         try:
@@ -153,6 +158,7 @@ class Look:
         if not self.labels.counts():
             return None, self._faults.get("frame", "") or "The structures have no labels."
         try:
+            check_heads(self._heads, self._head)
             source = self.labels.source()
         except SelectronError as error:
             return None, self._faults.get("frame", str(error))

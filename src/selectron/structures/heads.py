@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from ase import Atoms
@@ -41,15 +41,23 @@ def of_one_head(structures: Sequence[Atoms], head: str | None, *, what: str = "t
         return OfOneHead(
             list(range(len(said))), f"The structures of the {what} set say head={only}, not {head}; all are used."
         )
-    names = [f"{name or 'none'} in {count:,}" for name, count in counts.most_common(12)]
-    if head is None or head not in counts:
-        raise SelectronError(
-            f"The {what} set holds structures of several heads, which are levels of theory: {listed(names)}; name one of them "
-            f"with --head{'' if head is None else f', which is {head} now'}, or leave out the others."
-        )
+    check_heads(counts, head, what=what)
     places = [place for place, name in enumerate(said) if name == head]
     return OfOneHead(
         places,
         f"Of the {what} set {counted(len(places), 'structure')} with head={head} of {counted(len(said), 'structure')} are used "
-        f"(head: {listed(names)}).",
+        f"(head: {_named(counts)}).",
     )
+
+
+def check_heads(counts: Mapping[str | None, int], head: str | None, *, what: str = "training") -> None:
+    """Raises SelectronError where structures say different heads (``counts``, by head) and ``head`` is none of them."""
+    if len(counts) > 1 and (head is None or head not in counts):
+        raise SelectronError(
+            f"The {what} set holds structures of several heads, which are levels of theory: {_named(counts)}; name one of "
+            f"them with --head{'' if head is None else f', which is {head} now'}, or leave out the others."
+        )
+
+
+def _named(counts: Mapping[str | None, int]) -> str:
+    return listed([f"{name or 'none'} in {count:,}" for name, count in Counter(dict(counts)).most_common(12)])

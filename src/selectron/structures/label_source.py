@@ -26,10 +26,7 @@ from selectron.wording import counted, listed
 
 REFERENCE = LabelSource("REF_energy", "REF_forces")
 RESULTS = LabelSource("energy", "forces")
-HOW_TO_CHOOSE = (
-    "say which with --energy-key, --forces-key and --stress-key (in a campaign: labels: {energy: ..., forces: ..., "
-    "stress: ...} of that section)"
-)
+HOW_TO_CHOOSE = "say which with --energy-key, --forces-key and --stress-key of selectron train"
 
 _ENERGY = re.compile(r"(?:free_)?energy", re.IGNORECASE)
 _FORCES = re.compile(r"forces?", re.IGNORECASE)
@@ -173,7 +170,7 @@ class LabelCensus:
             if forces is None and forces_needed and self.structures:
                 raise SelectronError(
                     f"The {self.what} set has {energy}, but no {next(_siblings(energy, _ENERGY, ('forces',)), 'forces')} "
-                    f"that would go with it: name the forces' key too (--forces-key, or labels: {{forces: ...}}). There are "
+                    f"that would go with it: name the forces' key too (--forces-key). There are "
                     f"{self._counted()}."
                 )
         if energy is None:
@@ -182,7 +179,7 @@ class LabelCensus:
             if energy is None:
                 raise SelectronError(
                     f"The {self.what} set has {forces}, but no energy that would go with it: name the energy's key too "
-                    f"(--energy-key, or labels: {{energy: ...}}). There are {self._counted()}."
+                    f"(--energy-key). There are {self._counted()}."
                 )
         found = LabelSource(energy, forces)
         if self._lacking(found, forces_needed):

@@ -14,7 +14,7 @@ from selectron.errors import SelectronError
 
 _KEYS = (
     "the file that mace-torch gets holds labels under selectron's own keys; name those of your files with --energy-key, "
-    "--forces-key and --stress-key (labels: in a campaign)"
+    "--forces-key and --stress-key"
 )
 _REFERENCES = "atomic references come from references (keep, fit, atoms or auto) and atom_energies_eV"
 _DATA = "the data that mace-torch gets is what was read from the training, validation and replay files"
