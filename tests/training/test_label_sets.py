@@ -242,7 +242,7 @@ def test_a_stress_weight_fits_stresses(tmp_path, loss):
     train, test = crystals(10, key="REF_virials"), crystals(4, seed=1)
     del train[0].info["REF_virials"]
     train[1].pbc = False
-    how = {"epochs": 8, "threads": 1, "learning_rate": 0.01, "batch_size": 3, "loss": loss, "divergence_factor": 1e9}
+    how = {"epochs": 16, "threads": 1, "learning_rate": 0.03, "batch_size": 3, "loss": loss, "divergence_factor": 1e9}
     found = {}
     for weight in (0.0, 2000.0 if loss == "absolute" else 2e5):
         options = TrainOptions(**how, stress_weight=weight, layers="fast" if weight else "auto")
@@ -250,7 +250,7 @@ def test_a_stress_weight_fits_stresses(tmp_path, loss):
         found[bool(weight)] = stress_error(result.model_path, test)
         if weight:
             assert any("Stresses of 8 of 10 structures are fitted" in line for line in result.labels)
-    assert found[True] < 0.9 * found[False]
+    assert found[True] < 0.5 * found[False]
 
 
 def test_a_stress_weight_without_stresses_is_refused(frames):
