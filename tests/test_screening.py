@@ -478,3 +478,13 @@ def test_what_a_pool_has_under_names_of_the_output_is_kept_and_told():
     assert given.arrays["pool_atom_variance"].all()
     assert not given.arrays["atom_variance"].any()
     assert atoms.info["score"].tolist() == [0, 1, 2]
+
+
+def test_isolated_atoms_are_neither_picked_nor_part_of_the_pool(tmp_path):
+    """Their rows are the largest here: what is left out for another reason than its variance."""
+    pool = [*molecules(5, 50), Atoms("Og", [[0.3, 0.2, 0.1]]), Atoms("Og", [[1, 2, 3]], cell=[20, 20, 20], pbc=True)]
+    write(tmp_path / "pool.extxyz", pool)
+    with Pool.open([tmp_path / "pool.extxyz"]) as opened, Quarantine(tmp_path / "bad.csv") as bad:
+        found = screen_function(opened, PlaneWaves(), selector="top-k", budget=7, quarantine=bad)
+    assert sorted(pick.source.index for pick in found.picks) == [0, 1, 2, 3, 4]
+    assert [row["index"] for row in csv.DictReader((tmp_path / "bad.csv").open())] == ["5", "6"]

@@ -167,3 +167,13 @@ def test_bad_structures_are_on_record_and_the_rest_goes_on(tmp_path):
     assert list(entries) == [Source(a, 1), Source(a, 3), Source(b, 2), Source(b, 4)]
     for (_, reason), word in zip(entries.items(), ("Au", "zero", "0.000 Å", "not finite"), strict=True):
         assert word in reason
+
+
+def test_isolated_atoms_fail_where_structures_are_picked_and_atoms_of_a_primitive_cell_do_not():
+    alone, boxed = Atoms("H"), Atoms("H", cell=[15, 15, 15], pbc=True)
+    crystal = Atoms("Cu", cell=[[0, 1.8, 1.8], [1.8, 0, 1.8], [1.8, 1.8, 0]], pbc=True)
+    for checks in (Checks(isolated_atoms=False), Checks(min_distance_A=0.0, isolated_atoms=False)):
+        for atoms in (alone, boxed):
+            assert "isolated atom" in checks.check(atoms)
+            assert Checks().check(atoms) is None
+        assert checks.check(crystal) is None

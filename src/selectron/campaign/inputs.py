@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from selectron.errors import SelectronError
 from selectron.structures import Checks, structure_hash
 from selectron.structures.formats import find_files
 from selectron.structures.repeats import other_states_line
-from selectron.training.labels import labelled, weights_of
+from selectron.training.labels import labelled_set, weights_of
 
 _WHOLE_UP_TO_BYTES = 1 << 30
 
@@ -67,9 +68,12 @@ def model_checks(config: CampaignConfig) -> Checks:
 
     potential = load_potential(config.model.file, head=config.model.head)
     if config.pool is None:
-        return Checks(elements=potential.elements)
+        return Checks(elements=potential.elements, isolated_atoms=False)
     return Checks(
-        elements=potential.elements, min_distance_A=config.pool.min_distance_A, max_atoms=config.pool.max_atoms
+        elements=potential.elements,
+        min_distance_A=config.pool.min_distance_A,
+        max_atoms=config.pool.max_atoms,
+        isolated_atoms=False,
     )
 
 
@@ -118,7 +122,7 @@ def _divide(campaign: Campaign) -> dict[str, Any]:
         output |= {"pool": len(pool), "repeated": bad.repeated}
     train: list[Atoms] = []
     if config.train is not None:
-        structures, bad = usable_structures(config.train.files, checks, "training")
+        structures, bad = usable_structures(config.train.files, replace(checks, isolated_atoms=True), "training")
         refused.append(bad)
         train = [atoms for atoms in structures if structure_hash(atoms) not in taken]
         output["held_out_of_train"] = len(structures) - len(train)
@@ -149,7 +153,9 @@ def _keep(campaign: Campaign, structures: Sequence[Atoms], *, need_labels: bool,
     from selectron.oracles.base import Label
     from selectron.oracles.store import with_label
 
-    found = labelled(structures, what=what)
+    found, _, said = labelled_set(structures, what=what)
+    for line in said:
+        campaign.reporter.say(line)
     for atoms, one in zip(named, found, strict=True):
         atoms.info.update(weights_of(one))
     labels = [Label(one.energy_eV, one.forces, one.stress) for one in found]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -148,12 +149,13 @@ def screen(
 def default_checks(
     features: FeatureMap, committee: Committee | None = None, min_distance_A: float | None = None
 ) -> Checks:
-    """The checks of :class:`Checks` with the elements that the model (and every member of the committee) knows."""
+    """Those of :class:`Checks`, with the elements that model and committee know; isolated atoms fail."""
     potential = getattr(features, "potential", None)
     elements = None if potential is None else potential.elements
     if committee is not None and committee.elements is not None:
         elements = committee.elements if elements is None else elements & committee.elements
-    return Checks(elements=elements) if min_distance_A is None else Checks(elements, min_distance_A=min_distance_A)
+    checks = Checks(elements=elements, isolated_atoms=False)
+    return checks if min_distance_A is None else replace(checks, min_distance_A=min_distance_A)
 
 
 def check_selection(

@@ -13,6 +13,8 @@ from ase.neighborlist import primitive_neighbor_list
 from scipy.spatial import cKDTree
 from scipy.spatial.distance import pdist
 
+from selectron.structures.isolated import is_isolated_atom
+
 _FLAT_A = 0.1  # a periodic cell thinner than this holds no crystal
 _FLAT_SINE = 1e-3  # volume of the unit vectors along the periodic directions; below this they do not span a cell
 _ALL_PAIRS_UP_TO = 200  # atoms; below this all distances of a molecule are quicker than a tree
@@ -28,11 +30,14 @@ class Checks:
             of atoms in 50,000 published minima, transition states, molecular-dynamics frames and surfaces (the
             tightest: 0.50 Å; the next: 0.70 Å). 0 turns the check off.
         max_atoms: largest number of atoms; None for no limit.
+        isolated_atoms: whether an atom alone in vacuum can be used; it can where references are wanted, not where
+            structures are picked or errors measured.
     """
 
     elements: frozenset[int] | None = None
     min_distance_A: float = 0.4
     max_atoms: int | None = None
+    isolated_atoms: bool = True
 
     def __post_init__(self) -> None:
         if not (np.isfinite(self.min_distance_A) and self.min_distance_A >= 0):
@@ -45,6 +50,7 @@ class Checks:
             or self._elements(atoms)
             or _positions(atoms)
             or _cell(atoms)
+            or (None if self.isolated_atoms else _isolated(atoms))
             or (self._overlaps(atoms) if self.min_distance_A > 0 else None)
         )
 
@@ -80,6 +86,12 @@ class Checks:
         first, second = (f"{chemical_symbols[atoms.numbers[k]]}{k}" for k in (i, j))
         pair = f"{first} and its own periodic image" if i == j else f"{first} and {second}"
         return f"{pair} are {distance:.3f} Å apart, closer than {self.min_distance_A:g} Å"
+
+
+def _isolated(atoms: Atoms) -> str | None:
+    if not is_isolated_atom(atoms):
+        return None
+    return "it is an isolated atom, which gives a reference energy and is neither picked nor counted"
 
 
 def _positions(atoms: Atoms) -> str | None:
